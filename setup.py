@@ -1,0 +1,50 @@
+"""Packaging of t0jax; tool settings are in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+# Lower bounds are the versions the tests ran with on Python 3.11; the newest ones are run on 3.12.
+REQUIREMENTS = [
+    "jax>=0.10.2",
+    "flax>=0.12.8",
+    "optax>=0.2.8",
+    "orbax-checkpoint>=0.12.8,<1",
+    "grain>=0.2.18",
+    "seqio>=0.0.20",
+    "tensorflow>=2.21",
+    "tensorflow-text>=2.21",
+    "transformers>=5.23",
+    "datasets>=5.2",
+    "safetensors>=0.7",
+    "sentencepiece>=0.2.1",
+    "jsonargparse>=4.53",
+    "jinja2>=3.1.6",
+    "pyyaml>=6.0.2",
+    "pyarrow>=21",
+    "numpy>=2.0",
+    "tensorboardX>=2.6.4",
+]
+TEST = [
+    "pytest>=9.0",
+    "torch>=2.6,<2.14",
+    "scikit-learn>=1.7",
+    "import-linter>=2.5",
+    "ruff>=0.14",
+]
+
+setup(
+    name="t0jax",
+    version="0.1.0",
+    description="Prompted multitask training and scoring in JAX: T0, FLIPPED and tasksource",
+    long_description=Path("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["t0jax*", "tasks*", "scripts*"]),
+    package_data={
+        "tasks": ["*.json", "*_prompts/*/templates.yaml", "*_prompts/*/*/templates.yaml"]
+    },
+    install_requires=REQUIREMENTS,
+    extras_require={"test": TEST, "wandb": ["wandb>=0.22"], "plan": ["libtpu"]},
+)

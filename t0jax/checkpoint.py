@@ -1,0 +1,436 @@
+"""Saving and finding models: orbax checkpoints that carry their own configuration and data position.
+
+A run folder:
+
+    config.yaml            the run's configuration
+    vocabulary.model       the SentencePiece model the run was trained with
+    checkpoints/<step>/    params, optimizer and, as custom metadata, config, data position and counters
+    metrics.jsonl ...      see `t0jax.metrics`
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import yaml
+from jax.experimental import multihost_utils
+from orbax.checkpoint import v1 as ocp
+
+from t0jax import config as config_lib
+from t0jax import convert, models, sharding
+from t0jax.config import ConfigError
+from t0jax.metrics import note
+
+CONFIG_FILE = "config.yaml"
+VOCABULARY_FILE = "vocabulary.model"
+STEPS_FOLDER = "checkpoints"
+
+State = dict[str, Any]
+"""Trees of arrays by name; `params` is one of them."""
+
+
+class CheckpointError(config_lib.UserError):
+    """A checkpoint that cannot be written or read; the message says what is still whole."""
+
+
+class Checkpoints:
+    """The checkpoints of one run: keeps the last and the best, saves in the background."""
+
+    def __init__(self, run_dir: Path, keep_last: int = 2, keep_best: int = 0) -> None:
+        """Opens `run_dir/checkpoints`, made when absent; half-written leftovers are removed."""
+        self._folder = (run_dir / STEPS_FOLDER).absolute()
+        policies = ocp.training.preservation_policies
+        keep: list[Any] = [policies.LatestN(max(keep_last, 1))]
+        if keep_best:
+            keep.append(
+                policies.BestN(
+                    get_metric_fn=lambda metrics: metrics["accuracy"],
+                    n=keep_best,
+                    keep_checkpoints_without_metrics=False,
+                )
+            )
+        self._orbax = ocp.training.Checkpointer(
+            self._folder,
+            preservation_policy=policies.AnyPreservationPolicy(keep),
+            cleanup_tmp_directories=True,
+        )
+
+    def steps(self) -> list[int]:
+        """Finished checkpoints, oldest first."""
+        return sorted(int(entry.step) for entry in self._orbax.checkpoints)
+
+    def save(
+        self,
+        step: int,
+        state: State,
+        metadata: Mapping[str, Any],
+        accuracy: float | None = None,
+        wait: bool = False,
+    ) -> None:
+        """Starts writing; returns when the arrays may be donated.
+
+        Args:
+            step: finished training steps.
+            state: global arrays.
+            metadata: JSON values; equal on all processes.
+            accuracy: for keep-best, when it was evaluated at this step.
+            wait: return only when it is on disk.
+
+        Raises:
+            CheckpointError: this or the previous background save failed (a full disk, a read-only folder).
+        """
+        try:
+            if step not in self.steps():
+                self._orbax.save_checkpointables_async(
+                    step,
+                    dict(state),
+                    force=True,
+                    metrics=None if accuracy is None else {"accuracy": accuracy},
+                    custom_metadata=dict(metadata),
+                )
+            if wait:
+                self._orbax.wait()
+        except Exception as error:
+            raise CheckpointError(self._failure(step, error)) from error
+
+    def wait(self) -> None:
+        """Until everything is on disk; raises what a background save failed with."""
+        try:
+            self._orbax.wait()
+        except Exception as error:
+            raise CheckpointError(self._failure(None, error)) from error
+
+    def _failure(self, step: int | None, error: Exception) -> str:
+        self._orbax.reload()
+        whole = self.steps()
+        left = f"checkpoint {whole[-1]} is whole" if whole else "no earlier checkpoint exists"
+        what = "a checkpoint" if step is None else f"the checkpoint of step {step}"
+        return (
+            f"{what} could not be written to {self._folder}: {_first_line(error)}. {left}; make room or fix the "
+            "folder's permissions and start the same command again to go on from there."
+        )
+
+    def restore(self, abstract: State) -> tuple[State, dict[str, Any]] | None:
+        """The newest checkpoint that can be read, placed as `abstract` says, with its metadata; None if there is none.
+
+        Raises:
+            ConfigError: the checkpoint's arrays have other shapes than the run's.
+        """
+        for step in reversed(self.steps()):
+            try:
+                metadata = read_metadata(self._folder / str(step))
+                _check_shapes(self._folder / str(step), abstract)
+                return self._orbax.load_checkpointables(step, abstract), metadata
+            except ConfigError:
+                raise
+            except Exception as error:
+                note(
+                    f"checkpoint {step} in {self._folder} cannot be read ({_first_line(error)}); "
+                    "left in place, trying the one before"
+                )
+        return None
+
+    def close(self) -> None:
+        self._orbax.close()
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:300]
+
+
+def read_metadata(step_folder: Path) -> dict[str, Any]:
+    """What `Checkpoints.save` was given as `metadata`."""
+    return dict(ocp.checkpointables_metadata(step_folder).custom_metadata)
+
+
+def _check_shapes(step_folder: Path, abstract: State) -> None:
+    """Compares names and shapes before orbax does, to say which array differs."""
+    saved = ocp.checkpointables_metadata(step_folder).metadata
+    for part, tree in abstract.items():
+        if part not in saved:
+            raise ConfigError(
+                f"{step_folder} has no {part}: it holds parameters alone, use train.init_from weights"
+            )
+        found = {_key(path): tuple(leaf.shape) for path, leaf in _leaves(saved[part])}
+        wanted = {_key(path): tuple(leaf.shape) for path, leaf in _leaves(tree)}
+        for name in sorted(found.keys() ^ wanted.keys())[:1]:
+            where = "the checkpoint" if name in found else "this configuration"
+            raise ConfigError(f"{step_folder}: {part} {name!r} is in {where} only{_SHAPE_HINT}")
+        for name, shape in wanted.items():
+            if found[name] != shape:
+                raise ConfigError(
+                    f"{step_folder}: {part} {name!r} has shape {found[name]}, this configuration needs {shape}{_SHAPE_HINT}"
+                )
+
+
+_SHAPE_HINT = (
+    "; use the model and optimizer sections it was saved with, or another train.output_dir"
+)
+
+
+def _leaves(tree: Any) -> list[tuple[Any, Any]]:
+    pairs = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: hasattr(x, "shape"))[0]
+    return [(path, leaf) for path, leaf in pairs if hasattr(leaf, "shape")]
+
+
+def _key(path: Any) -> str:
+    """A name for a tree path that does not depend on whether a level is a tuple, a dict or an attribute."""
+    return "/".join(
+        str(getattr(entry, "key", getattr(entry, "idx", getattr(entry, "name", entry))))
+        for entry in path
+    )
+
+
+def abstract_state(state: State) -> State:
+    """Shapes and shardings of `state`, what `Checkpoints.restore` takes."""
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+    )
+
+
+def gather_position(local: Mapping[str, Any]) -> dict[str, Any]:
+    """Every process's data position as one JSON value, the same on all: dictionaries are merged."""
+    if jax.process_count() == 1:
+        return dict(local)
+    text = json.dumps(local).encode()
+    length = int(np.max(multihost_utils.process_allgather(np.int32(len(text)))))
+    padded = np.frombuffer(text.ljust(length), dtype=np.uint8)
+    merged: dict[str, Any] = {}
+    for row in np.asarray(multihost_utils.process_allgather(padded)):
+        _merge(merged, json.loads(row.tobytes().decode()))
+    return merged
+
+
+def _merge(into: dict[str, Any], other: Mapping[str, Any]) -> None:
+    for key, value in other.items():
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = value
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Run folders
+
+
+def write_run_files(run_dir: Path, config: config_lib.Config, vocabulary: Path | None) -> None:
+    """`config.yaml` and a copy of the vocabulary, each written whole or not at all."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    _write_atomically(run_dir / CONFIG_FILE, config_to_yaml(config).encode())
+    if vocabulary is not None and not (run_dir / VOCABULARY_FILE).exists():
+        _write_atomically(run_dir / VOCABULARY_FILE, Path(vocabulary).read_bytes())
+
+
+def config_to_yaml(config: config_lib.Config) -> str:
+    plain = json.loads(json.dumps(config_lib.to_dict(config)))
+    return yaml.safe_dump(plain, sort_keys=False)
+
+
+def _write_atomically(path: Path, content: bytes) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(content)
+    os.replace(partial, path)
+
+
+def read_run_config(run_dir: Path) -> config_lib.Config:
+    """The configuration that a run folder was made with."""
+    path = run_dir / CONFIG_FILE
+    return config_lib.from_dict(config_lib.read_yaml(path), str(path))
+
+
+_FIXED = {
+    "model": None,  # all of it but the computing options
+    "data": (
+        "mixture",
+        "split",
+        "input_length",
+        "target_length",
+        "batch_size",
+        "pack",
+        "input_eos",
+    ),
+    "optimizer": ("name",),
+    "train": ("seed",),
+}
+_FIXED_READING = ("seed", "shards", "pack_rows")
+
+
+def check_run_dir(run_dir: Path, config: config_lib.Config) -> None:
+    """Refuses a folder that holds something else than this run.
+
+    Raises:
+        ConfigError: another run's configuration (naming the keys that differ) or foreign files.
+    """
+    if not (run_dir / CONFIG_FILE).exists():
+        foreign = sorted(p.name for p in run_dir.iterdir()) if run_dir.is_dir() else []
+        if foreign:
+            raise ConfigError(
+                f"train.output_dir {run_dir} is not empty and holds no t0jax run (it has {foreign[0]}); choose another"
+            )
+        return
+    there = read_run_config(run_dir)
+    differing = [
+        f"{section}.{name}: {getattr(getattr(there, section), name)!r} there, {getattr(getattr(config, section), name)!r} here"
+        for section, names in _FIXED.items()
+        for name in names or _architecture_fields()
+        if getattr(getattr(there, section), name) != getattr(getattr(config, section), name)
+    ]
+    differing += [
+        f"data.{name}: {getattr(there.data, name)!r} there, {getattr(config.data, name)!r} here"
+        for name in _FIXED_READING
+        if getattr(there.data, name) != getattr(config.data, name)
+    ]
+    if differing:
+        raise ConfigError(
+            f"train.output_dir {run_dir} holds another run ({'; '.join(differing)}); choose another folder, or "
+            "delete that one to start over"
+        )
+
+
+def _architecture_fields() -> tuple[str, ...]:
+    names = [field.name for field in dataclasses.fields(config_lib.Model)]
+    return tuple(name for name in names if name not in config_lib.COMPUTE_FIELDS)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Models by path
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to score: parameters live on the mesh it was loaded for."""
+
+    network: models.Network
+    params: models.Params
+    vocabulary: Path | None
+    config: config_lib.Config | None
+    """The run's configuration; None for a Hugging Face directory."""
+    step: int
+
+
+def is_hugging_face(path: Path) -> bool:
+    return (path / "config.json").exists()
+
+
+def load_model(
+    path: str | Path,
+    mesh: jax.sharding.Mesh,
+    compute: config_lib.Model | None = None,
+    allow_pickle: bool = False,
+) -> LoadedModel:
+    """Reads a run folder (its newest checkpoint), one checkpoint of it, or a Hugging Face directory.
+
+    Args:
+        path: the folder.
+        mesh: where the parameters go; each shard is read where it lives.
+        compute: dtype, remat and so on; those that the checkpoint was saved with when not given.
+        allow_pickle: also read `pytorch_model.bin` (needs torch).
+
+    Raises:
+        ConfigError: the folder is none of these, or its shapes are not what its configuration says.
+        CheckpointError: there is no whole checkpoint.
+    """
+    path = Path(path)
+    if is_hugging_face(path):
+        return _load_hugging_face(path, mesh, compute, allow_pickle)
+    step_folder = _step_folder(path)
+    metadata = read_metadata(step_folder)
+    config = config_lib.from_dict(metadata["config"], str(step_folder))
+    network = models.build(config_lib.with_compute(config.model, compute or config.model))
+    params = load_params(step_folder, network, mesh)
+    vocabulary = step_folder.parent.parent / VOCABULARY_FILE
+    found = vocabulary if vocabulary.exists() else None
+    return LoadedModel(network, params, found, config, int(metadata["step"]))
+
+
+def read_model_config(path: Path) -> config_lib.Model:
+    """The architecture of a run folder or one of its checkpoints."""
+    step_folder = _step_folder(path)
+    return config_lib.from_dict(read_metadata(step_folder)["config"], str(step_folder)).model
+
+
+def load_state(path: Path, abstract: State) -> State:
+    """All arrays of a run's newest checkpoint, or of one checkpoint, placed as `abstract` says.
+
+    Raises:
+        ConfigError: shapes differ, or it holds parameters only.
+        CheckpointError: it cannot be read.
+    """
+    step_folder = _step_folder(path)
+    _check_shapes(step_folder, abstract)
+    return _load(step_folder, abstract)
+
+
+def _load(step_folder: Path, abstract: State) -> State:
+    try:
+        return ocp.load_checkpointables(step_folder, abstract)
+    except Exception as error:
+        raise CheckpointError(f"{step_folder} cannot be read: {_first_line(error)}") from error
+
+
+def load_params(
+    step_folder: Path, network: models.Network, mesh: jax.sharding.Mesh
+) -> models.Params:
+    """The parameters of one checkpoint, into their shards."""
+    abstract = jax.tree.map(
+        lambda shape, where: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=where),
+        network.shapes,
+        sharding.param_shardings(network.axes, network.shapes, mesh),
+    )
+    _check_shapes(step_folder, {"params": abstract})
+    return _load(step_folder, {"params": abstract})["params"]
+
+
+def _load_hugging_face(
+    path: Path, mesh: jax.sharding.Mesh, compute: config_lib.Model | None, allow_pickle: bool
+) -> LoadedModel:
+    architecture = convert.read_config(path)
+    network = models.build(config_lib.with_compute(architecture, compute or architecture))
+    shardings = sharding.param_shardings(network.axes, network.shapes, mesh)
+    params = convert.load_params(path, network, shardings, allow_pickle=allow_pickle)
+    vocabulary = path / "spiece.model"
+    return LoadedModel(network, params, vocabulary if vocabulary.exists() else None, None, 0)
+
+
+def _step_folder(path: Path) -> Path:
+    if (path / "_CHECKPOINT_METADATA").exists():
+        return path.absolute()
+    folder = (path / STEPS_FOLDER).absolute()
+    steps = [int(p.name) for p in folder.iterdir() if p.name.isdigit()] if folder.is_dir() else []
+    if not steps:
+        raise CheckpointError(
+            f"{path} holds no model: expected a run folder with {STEPS_FOLDER}/, one of its checkpoints, or a "
+            "Hugging Face directory with config.json"
+        )
+    return folder / str(max(steps))
+
+
+def save_model(
+    path: str | Path, params: models.Params, model: config_lib.Model, vocabulary: Path | None
+) -> None:
+    """Writes parameters alone as a new run folder at step 0, as `convert from-hf` does.
+
+    Raises:
+        ConfigError: the folder is not empty.
+    """
+    path = Path(path)
+    if path.exists() and any(path.iterdir()):
+        raise ConfigError(f"{path} is not empty; choose another folder")
+    config = dataclasses.replace(config_lib.Config(), model=model)
+    checkpoints = Checkpoints(path)
+    try:
+        metadata = {"config": config_lib.to_dict(config), "step": 0, "position": {}}
+        checkpoints.save(0, {"params": params}, metadata, wait=True)
+        write_run_files(path, config, vocabulary)
+    except BaseException:
+        shutil.rmtree(path, ignore_errors=True)
+        raise
+    finally:
+        checkpoints.close()

@@ -1,0 +1,353 @@
+"""The configuration of a run: frozen dataclasses, read from YAML with dotted overrides.
+
+Every recipe in `configs/` is one YAML file with the sections below; every key can be overridden on the
+command line (`--train.steps 100`). Unknown keys are refused with the nearest known one.
+"""
+
+import dataclasses
+import difflib
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+
+class UserError(Exception):
+    """Something the user can mend: its message is shown without a traceback."""
+
+
+class ConfigError(UserError, ValueError):
+    """A configuration that cannot be used; the message names the key, the value and the way out."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A T5 encoder-decoder: its architecture, then how it is computed.
+
+    The defaults are T5 v1.1 small. When a run starts from a Hugging Face directory or a checkpoint, the
+    architecture is read from there and only the computing options below are taken from here.
+    """
+
+    vocab_size: int = 32128
+    """Rows of the embedding table; at least the vocabulary's size (T5 pads 32,100 to 32,128)."""
+    d_model: int = 512
+    d_kv: int = 64
+    d_ff: int = 1024
+    num_layers: int = 8
+    """Encoder layers."""
+    num_decoder_layers: int | None = None
+    """Decoder layers; as many as the encoder's when not given."""
+    num_heads: int = 6
+    relative_attention_num_buckets: int = 32
+    relative_attention_max_distance: int = 128
+    layer_norm_epsilon: float = 1e-6
+    feed_forward_proj: Literal["relu", "gated-gelu"] = "gated-gelu"
+    """`relu` in T5 v1.0; `gated-gelu` (tanh approximation) in v1.1, LM-adapt, T0 and Flan."""
+    tie_word_embeddings: bool = False
+    """True in T5 v1.0: the head is the embedding and decoder outputs are scaled by d_model ** -0.5."""
+    pad_token_id: int = 0
+    eos_token_id: int = 1
+    decoder_start_token_id: int = 0
+
+    dropout_rate: float = 0.1
+    """Used in training only. T5 v1.1 was pre-trained with 0; fine-tuning (T0) uses 0.1."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of activations and matrix products. Parameters, norms, softmax and logits are float32 always."""
+    scan_layers: bool = True
+    """One compiled body for all layers (fast compile) or an unrolled stack; same parameters either way."""
+    remat: Literal["none", "dots", "full"] = "none"
+    """What the backward pass recomputes: nothing, all but weight products, or everything."""
+    attention: Literal["xla", "cudnn"] = "xla"
+    """`cudnn` needs an NVIDIA GPU and bfloat16."""
+
+    @property
+    def decoder_layers(self) -> int:
+        return self.num_layers if self.num_decoder_layers is None else self.num_decoder_layers
+
+
+COMPUTE_FIELDS = ("dropout_rate", "dtype", "scan_layers", "remat", "attention")
+"""The fields of `Model` that say how to compute, not what; free to differ from a checkpoint's."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """What is read and how it becomes batches."""
+
+    mixture: str = ""
+    """Name of the seqio mixture or task to train on."""
+    eval_mixture: str = ""
+    """Mixture or task scored by rank classification while training; none when empty."""
+    modules: tuple[str, ...] = ("tasks.t0",)
+    """Python modules that register the tasks."""
+    split: str = "train"
+    eval_split: str = "validation"
+    local_dir: str = ""
+    """`<dataset>/<subset or default>/<split>.{jsonl,parquet,csv}`; `T0JAX_DATA_DIR` when empty."""
+    prompts_dir: str = ""
+    """promptsource's `templates` folder; `T0JAX_PROMPTS_DIR` or the fetched cache when empty."""
+    available_only: bool = False
+    """Go on without the data sets that cannot be had, instead of stopping."""
+    vocabulary: str = ""
+    """A SentencePiece model file; the tasks' own vocabulary when empty."""
+    vocabulary_train_size: int = 0
+    """When positive and `vocabulary` does not exist yet: train one of this many pieces on the mixture's text."""
+    input_length: int = 1024
+    target_length: int = 256
+    batch_size: int = 32
+    """Rows of a batch over all processes and all gradient-accumulation steps; packed rows when `pack`."""
+    pack: bool = True
+    input_eos: bool = False
+    """Append EOS to inputs. T0 was trained without."""
+    seed: int = 0
+    shards: int = 8
+    """Virtual shards of the mixture, each packed on its own: divides `batch_size`, a multiple of the processes."""
+    pack_rows: int = 64
+    """Rows that are filled first-fit at a time; more pack tighter and delay the first batch."""
+    workers: int = 0
+    """Reader processes; 0 reads in the training process. Batches do not depend on it."""
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    name: Literal["adafactor", "adamw"] = "adafactor"
+    learning_rate: float = 1e-3
+    schedule: Literal["constant", "linear", "cosine", "inverse_sqrt"] = "constant"
+    """After warm-up: stay, fall to 0 at the last step (linear, cosine), or fall as 1/sqrt(step)."""
+    warmup_steps: int = 0
+    clip_norm: float = 0.0
+    """Largest global gradient norm; 0 does not clip."""
+    decay_rate: float = 0.8
+    """Adafactor: the second moment's decay at step t is 1 - t ** -decay_rate."""
+    decay_offset: int = 0
+    """Adafactor: steps counted before this run (T0's continued count is 1,100,000)."""
+    multiply_by_parameter_scale: bool = True
+    min_dim_size_to_factor: int = 128
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+    weight_decay: float = 0.0
+    """AdamW: decoupled, times the learning rate, on matrices only."""
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """Devices per axis; -1 takes what is left. The product is the number of devices."""
+
+    data: int = -1
+    fsdp: int = 1
+    model: int = 1
+
+
+@dataclass(frozen=True)
+class Train:
+    output_dir: str = "runs/default"
+    steps: int = 1000
+    seed: int = 0
+    init_checkpoint: str = ""
+    """A t0jax checkpoint or a Hugging Face directory to start from; random weights when empty."""
+    init_from: Literal["weights", "state"] = "weights"
+    """Take the weights alone, or the optimizer state and step too (t0jax checkpoints)."""
+    grad_accumulation: int = 1
+    """Micro-batches a step: `data.batch_size` is cut into this many."""
+    z_loss: float = 0.0
+    """Weight of log(Z)^2. T5 pre-training used 1e-4; T0 here 0 by default."""
+    loss_normalization: Literal["tokens", "constant", "examples"] = "tokens"
+    """Divide the summed loss by target tokens, by batch_size x target_length (Mesh-TensorFlow's constant), or take
+    each example's token mean and average over examples."""
+    max_bad_steps: int = 10
+    """Stop after this many steps in a row with a non-finite loss or gradient (each is skipped and counted)."""
+    log_every: int = 20
+    eval_every: int = 0
+    """Steps between rank evaluations of `data.eval_mixture`; 0 only evaluates at the end, if at all."""
+    checkpoint_every: int = 500
+    keep_last: int = 2
+    keep_best: int = 0
+    """Keep this many checkpoints of the best mean evaluation accuracy besides the last ones."""
+    async_checkpoint: bool = True
+    tensorboard: bool = True
+    wandb_project: str = ""
+    compile_cache: str = ""
+    """Folder for compiled programs; `T0JAX_COMPILE_CACHE` when empty, none when both are."""
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Rank classification."""
+
+    batch_size: int = 64
+    """Examples scored at a time, over all processes."""
+    max_input_length: int = 1024
+    max_target_length: int = 256
+    length_normalize: bool = False
+    """Divide each choice's log-probability by its number of tokens. T0 does not."""
+    input_eos: bool = False
+    max_examples: int = 0
+    """Score only this many rows of each task; 0 scores all."""
+
+
+@dataclass(frozen=True)
+class Config:
+    model: Model = field(default_factory=Model)
+    data: Data = field(default_factory=Data)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    mesh: Mesh = field(default_factory=Mesh)
+    train: Train = field(default_factory=Train)
+    evaluate: Evaluate = field(default_factory=Evaluate)
+
+
+def known_keys() -> list[str]:
+    """All keys, dotted: `train.steps`."""
+    return [
+        f"{section.name}.{key.name}"
+        for section in dataclasses.fields(Config)
+        for key in dataclasses.fields(section.type)  # type: ignore[arg-type]
+    ]
+
+
+def parse(argv: Sequence[str], description: str, **options: dict[str, Any]) -> tuple[Config, Any]:
+    """Command line -> the configuration and the script's own options.
+
+    Args:
+        argv: e.g. `["--config", "configs/toy.yaml", "--train.steps", "100"]`.
+        description: for `--help`.
+        **options: a script's own arguments: name -> keywords of `ArgumentParser.add_argument`.
+
+    Returns:
+        The checked configuration and a namespace of `options`.
+
+    Raises:
+        ConfigError: an unknown key (with the nearest known one), a bad value or a contradiction.
+    """
+    import jsonargparse  # here: 0.1 s that a plain `import t0jax.config` does not need
+
+    parser = jsonargparse.ArgumentParser(description=description, exit_on_error=False)
+    parser.add_argument("--config", action="config", help="YAML recipe; later values win.")
+    for section in dataclasses.fields(Config):
+        parser.add_argument(
+            f"--{section.name}", type=section.type, default=section.default_factory()
+        )  # type: ignore[misc]
+    for name, keywords in options.items():
+        parser.add_argument(f"--{name}", **keywords)
+    _check_flags(argv, [*known_keys(), *options, "config", "help", "print_config"])
+    try:
+        namespace = parser.parse_args(list(argv))
+        parsed = parser.instantiate(namespace)
+    except (jsonargparse.ArgumentError, OSError) as error:
+        raise ConfigError(str(error)) from None
+    sections = {s.name: parsed[s.name] for s in dataclasses.fields(Config)}
+    return check(Config(**sections)), parsed
+
+
+def _check_flags(argv: Sequence[str], known: Sequence[str]) -> None:
+    for flag, value in zip(argv, [*argv[1:], ""], strict=True):
+        name = flag.removeprefix("--").split("=")[0]
+        if flag.startswith("--") and name not in known:
+            raise ConfigError(_unknown(name, known))
+        if flag in ("--config", "--config=") or flag.startswith("--config="):
+            path = Path(flag.partition("=")[2] or value)
+            if path.exists():
+                _check_keys(read_yaml(path), str(path))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping, read safely."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} cannot be read as YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} holds {type(content).__name__}, not a mapping of sections")
+    return content
+
+
+def _check_keys(content: Mapping[str, Any], where: str) -> None:
+    sections = [section.name for section in dataclasses.fields(Config)]
+    for section, values in content.items():
+        if section not in sections:
+            raise ConfigError(f"{where}: {_unknown(section, sections)}")
+        for key in values or {}:
+            if f"{section}.{key}" not in known_keys():
+                raise ConfigError(f"{where}: {_unknown(f'{section}.{key}', known_keys())}")
+
+
+def _unknown(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
+    return f"unknown configuration key {name!r}{hint}"
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Plain nested values, as written beside every checkpoint."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(values: Mapping[str, Any], where: str) -> Config:
+    """The inverse of `to_dict`; `where` names the file in errors."""
+    _check_keys(values, where)
+    sections = {}
+    for section in dataclasses.fields(Config):
+        given = {
+            k: tuple(v) if isinstance(v, list) else v
+            for k, v in values.get(section.name, {}).items()
+        }
+        sections[section.name] = section.type(**given)  # type: ignore[operator]
+    return Config(**sections)
+
+
+def check(config: Config) -> Config:
+    """Refuses contradictions that would otherwise show up deep in a run."""
+    data, train = config.data, config.train
+    problems = [
+        (
+            data.batch_size % data.shards,
+            f"data.batch_size {data.batch_size} is not a multiple of data.shards {data.shards}",
+        ),
+        (
+            data.batch_size % train.grad_accumulation,
+            f"data.batch_size {data.batch_size} is not a multiple of train.grad_accumulation {train.grad_accumulation}",
+        ),
+        (
+            train.steps < 0 or train.log_every < 1 or train.checkpoint_every < 1,
+            "train.steps, log_every and checkpoint_every must be positive",
+        ),
+        (
+            train.eval_every > 0 and not data.eval_mixture,
+            "train.eval_every is set but data.eval_mixture is empty",
+        ),
+        (
+            config.model.attention == "cudnn" and config.model.dtype != "bfloat16",
+            "model.attention cudnn needs model.dtype bfloat16",
+        ),
+        (
+            train.init_from == "state" and not train.init_checkpoint,
+            "train.init_from state needs train.init_checkpoint",
+        ),
+        (
+            config.model.d_model < 1 or config.model.vocab_size < 1,
+            "model.d_model and model.vocab_size must be positive",
+        ),
+    ]
+    for bad, message in problems:
+        if bad:
+            raise ConfigError(message)
+    return config
+
+
+def with_compute(architecture: Model, compute: Model) -> Model:
+    """`architecture` computed the way `compute` says."""
+    return dataclasses.replace(
+        architecture, **{name: getattr(compute, name) for name in COMPUTE_FIELDS}
+    )
+
+
+def run_script(main: Callable[[Sequence[str]], int]) -> None:
+    """Ends the process with `main`'s exit status; a `UserError` is printed as one message, status 1."""
+    try:
+        status = main(sys.argv[1:])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = 1
+    sys.exit(status)

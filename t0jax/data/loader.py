@@ -1,0 +1,391 @@
+"""From a mixture's name to batches, with a position that is saved and restored exactly.
+
+`make_loader` looks the mixture up in seqio's registry. When all its tasks read by index (`sources.PromptSource`), it
+is read by index: hundreds of tasks start in seconds, batches are a pure function of (config, seed, data), whatever
+the number of processes and of reader processes, and the position is two integers a virtual shard. Any other mixture
+goes through `seqio.get_dataset`, one seqio shard a process.
+
+Batches are dictionaries of numpy arrays, this process's rows only: see `packing.pack_group`.
+"""
+
+import abc
+import dataclasses
+import hashlib
+import importlib
+import json
+import logging
+import os
+import pickle
+import subprocess
+import sys
+import weakref
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from t0jax import config
+from t0jax.data.reading import (
+    Batch,
+    Failure,
+    Job,
+    PartReader,
+    Place,
+    ReadError,
+    Stream,
+    Task,
+    concatenate,
+    read_texts,
+)
+from t0jax.data.rows import DataUnavailable
+from t0jax.data.vocabulary import Pieces, vocabulary_path
+
+log = logging.getLogger("t0jax")
+
+
+class Loader(abc.ABC):
+    """An endless iterator of batches that knows its place. Not for use by several threads at once."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    @abc.abstractmethod
+    def __next__(self) -> Batch:
+        """The next batch: this process's rows. Raises ReadError naming the task and row that fail."""
+
+    @abc.abstractmethod
+    def state(self) -> dict[str, Any]:
+        """The place after the last batch returned, ready for JSON."""
+
+    @abc.abstractmethod
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Goes to a saved place.
+
+        Raises:
+          config.ConfigError: the state is of another stream (data, seed, lengths, shards ...).
+        """
+
+    def close(self) -> None:
+        """Lets go of processes and memory; the loader may still be restored or go on."""
+
+    def __enter__(self) -> "Loader":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+# ------------------------------------------------------------------------------------- by index
+
+
+class IndexLoader(Loader):
+    """Reads a `Stream`: this process takes a contiguous run of its virtual shards.
+
+    A batch holds the rows of shard 0, then of shard 1, and so on over the processes. `state()["shards"]` has the
+    shards of this process; the union over the processes restores any number of processes.
+    """
+
+    def __init__(self, stream: Stream, *, process_index: int = 0, process_count: int = 1):
+        check_layout(stream.data, process_count)
+        self._stream, self._workers = stream, stream.data.workers
+        own = stream.data.shards // process_count
+        self._shard_rows = stream.data.batch_size // stream.data.shards
+        shards = range(process_index * own, (process_index + 1) * own)
+        self._places: dict[int, Place] = {shard: (0, 0) for shard in shards}
+        self._readers: list[PartReader | ReaderProcess] = []
+
+    def __next__(self) -> Batch:
+        try:
+            self._readers = self._readers or self._start()
+            parts = [reader.read() for reader in self._readers]
+        except BaseException:
+            # Readers may have moved on unevenly: the next call starts them again from the last place returned.
+            self.close()
+            raise
+        for _, places in parts:
+            self._places.update(places)
+        return concatenate([batch for batch, _ in parts])
+
+    def state(self) -> dict[str, Any]:
+        shards = {str(shard): list(place) for shard, place in self._places.items()}
+        return {"stream": fingerprint(self._stream), "shards": shards}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        differences = _differences(state.get("stream", {}), fingerprint(self._stream))
+        missing = [str(shard) for shard in self._places if str(shard) not in state.get("shards", {})]
+        if missing:
+            differences.append(f"it has no place for the shards {', '.join(missing)}")
+        if differences:
+            raise config.ConfigError(
+                f"the saved data position is of another stream: {'; '.join(differences)}. Go back to "
+                "those settings, or start with train.init_from: weights"
+            )
+        self.close()
+        self._places = {shard: _place(state["shards"][str(shard)]) for shard in self._places}
+
+    def close(self) -> None:
+        readers, self._readers = self._readers, []
+        for reader in readers:
+            reader.close()
+
+    def _start(self) -> list["PartReader | ReaderProcess"]:
+        count = min(self._workers, len(self._places))
+        if not count:
+            return [PartReader(self._stream, self._shard_rows, self._places)]
+        shards = list(self._places)
+        cuts = [len(shards) * i // count for i in range(count + 1)]
+        runs = [shards[a:b] for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
+        jobs = [Job(self._stream, self._shard_rows, {s: self._places[s] for s in run}) for run in runs]
+        return [ReaderProcess(job) for job in jobs]
+
+
+def check_layout(data: config.Data, process_count: int) -> None:
+    """Raises ConfigError unless shards, batch and processes divide as they must."""
+    if data.shards < 1 or data.shards % process_count:
+        raise config.ConfigError(f"data.shards={data.shards} must be a multiple of the {process_count} processes")
+    if data.batch_size < 1 or data.batch_size % data.shards:
+        raise config.ConfigError(
+            f"data.batch_size={data.batch_size} must be a multiple of data.shards={data.shards}"
+        )
+    for name in ("pack_rows", "input_length", "target_length"):
+        if getattr(data, name) < 1:
+            raise config.ConfigError(f"data.{name}={getattr(data, name)} must be positive")
+
+
+def fingerprint(stream: Stream) -> dict[str, Any]:
+    """What a position is only valid with: the settings, and a digest of the tasks and the vocabulary."""
+    names = ("seed", "shards", "pack", "pack_rows", "input_length", "target_length", "input_eos")
+    tasks = [[task.name, len(task.rows), task.rate] for task in stream.tasks]
+    settings = {f"data.{name}": getattr(stream.data, name) for name in names}
+    return settings | {"tasks": _digest(json.dumps(tasks)), "vocabulary": _vocabulary_digest(stream.encoder)}
+
+
+def _vocabulary_digest(encoder: Any) -> str:
+    path = getattr(encoder, "path", None)
+    return _digest(Path(path).read_bytes()) if path else type(encoder).__name__
+
+
+def _digest(content: str | bytes) -> str:
+    content = content.encode() if isinstance(content, str) else content
+    return hashlib.blake2b(content, digest_size=8).hexdigest()
+
+
+def _differences(saved: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    return [f"{name} was {saved.get(name)}, is {here[name]}" for name in here if saved.get(name) != here[name]]
+
+
+def _place(pair: list[int]) -> Place:
+    start, given = pair
+    return int(start), int(given)
+
+
+class ReaderProcess:
+    """A `PartReader` in a process of its own: a fresh interpreter that imports neither TensorFlow nor JAX.
+
+    Not `multiprocessing`, whose spawned children import the parent's main module first. The process gets its own
+    session, so Ctrl-C reaches the parent alone, and it ends as soon as its stdin closes, however the parent ends.
+    """
+
+    def __init__(self, job: Job):
+        command = [sys.executable, "-c", "from t0jax.data.reading import serve; serve()"]
+        path = [entry or os.getcwd() for entry in sys.path]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(path), "OPENBLAS_NUM_THREADS": "1"}
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, start_new_session=True
+        )
+        self._stop = weakref.finalize(self, _stop_process, self._process)
+        self._message = pickle.dumps(path) + pickle.dumps(job)
+        self._told = False
+
+    def read(self) -> tuple[Batch, dict[int, Place]]:
+        """The next part and the places after it; waits for the process if need be."""
+        try:
+            self._tell()
+            message = pickle.load(self._process.stdout)
+        except (EOFError, BrokenPipeError, pickle.UnpicklingError) as error:
+            code = self._process.wait()
+            raise ReadError(f"a reader process died with exit code {code} (-9: killed, perhaps for memory)") from error
+        if isinstance(message, Failure):
+            error = ReadError(message.message)
+            error.add_note(f"In the reader process:\n{message.details}")
+            raise error
+        return message
+
+    def close(self) -> None:
+        """Ends the process at once."""
+        self._stop()
+
+    def _tell(self) -> None:
+        if not self._told:
+            self._process.stdin.write(self._message)
+            self._process.stdin.flush()
+            self._told = True
+
+
+def _stop_process(process: subprocess.Popen) -> None:
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    try:
+        process.stdin.close()
+    except BrokenPipeError:  # what it never read is of no use now
+        pass
+
+
+# ------------------------------------------------------------------------------------ through seqio
+
+
+class SeqioLoader(Loader):
+    """Any seqio mixture, through `seqio.get_dataset` and `EncDecFeatureConverter`.
+
+    Each process reads its own seqio shard, so batches do depend on the number of processes. The state holds tf.data's
+    own iterator state, shuffle buffers included (about 0.7 MB a task, `spec`-sized batches; under a second to write),
+    which resumes at once and exactly. Pipelines that tf.data cannot save (Python generators) keep a count instead:
+    resuming reads and drops that many batches, exact as long as the source is deterministic.
+    """
+
+    def __init__(self, data: config.Data, *, process_index: int = 0, process_count: int = 1):
+        if data.batch_size % process_count:
+            raise config.ConfigError(
+                f"data.batch_size={data.batch_size} must be a multiple of the {process_count} processes"
+            )
+        self._data, self._shard = data, (process_index, process_count)
+        self._dataset = _seqio_dataset(data, process_index, process_count)
+        self._iterator, self._count = iter(self._dataset), 0
+
+    def __next__(self) -> Batch:
+        batch = {name: value.numpy() for name, value in next(self._iterator).items()}
+        self._count += 1
+        return _complete(batch)
+
+    def state(self) -> dict[str, Any]:
+        return {"stream": self._fingerprint(), "batches": self._count, "iterator": _save_iterator(self._iterator)}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        differences = _differences(state.get("stream", {}), self._fingerprint())
+        if differences:
+            raise config.ConfigError(f"the saved data position is of another stream: {'; '.join(differences)}")
+        self._iterator, self._count = iter(self._dataset), state["batches"]
+        if state["iterator"] is not None:
+            _load_iterator(self._iterator, state["iterator"])
+            return
+        log.warning("reading past %d batches to the saved data position", self._count)
+        for _ in range(self._count):
+            next(self._iterator)
+
+    def _fingerprint(self) -> dict[str, Any]:
+        names = ("mixture", "split", "seed", "batch_size", "pack", "input_length", "target_length")
+        settings = {f"data.{name}": getattr(self._data, name) for name in names}
+        return settings | {"process": self._shard[0], "processes": self._shard[1]}
+
+
+def _seqio_dataset(data: config.Data, process_index: int, process_count: int) -> Any:
+    import seqio
+    import tensorflow as tf
+
+    tf.config.set_visible_devices([], "GPU")  # tf.data needs none; TensorFlow would claim its memory
+    dataset = seqio.get_dataset(
+        data.mixture,
+        {"inputs": data.input_length, "targets": data.target_length},
+        seqio.EncDecFeatureConverter(pack=data.pack),
+        dataset_split=data.split,
+        shuffle=True,
+        num_epochs=None,
+        shard_info=seqio.ShardInfo(process_index, process_count),
+        verbose=False,
+        seed=data.seed,
+    )
+    return dataset.batch(data.batch_size // process_count, drop_remainder=True).prefetch(2)
+
+
+def _complete(batch: Batch) -> Batch:
+    """seqio's features as the batch contract's: unpacked rows get their one segment, weights are float32."""
+    if "encoder_segment_ids" not in batch:
+        for side, tokens in (("encoder", "encoder_input_tokens"), ("decoder", "decoder_target_tokens")):
+            segment = (batch[tokens] != 0).astype("int32")
+            batch[f"{side}_segment_ids"] = segment
+            batch[f"{side}_positions"] = (segment.cumsum(axis=1, dtype="int32") - 1) * segment
+        targets, segment = batch["decoder_target_tokens"], batch["decoder_segment_ids"]
+        batch["decoder_input_tokens"] = shift_right(targets, segment)
+    return batch | {"decoder_loss_weights": batch["decoder_loss_weights"].astype("float32")}
+
+
+def _save_iterator(iterator: Any) -> dict[str, str] | None:
+    """The files of a tf.data iterator's checkpoint, base64; None where tf.data cannot save it."""
+    import tensorflow as tf
+
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            tf.train.Checkpoint(iterator=iterator).write(f"{folder}/iterator")
+        except tf.errors.FailedPreconditionError:
+            return None
+        files = Path(folder).iterdir()
+        return {file.name: base64.b64encode(file.read_bytes()).decode() for file in files}
+
+
+def _load_iterator(iterator: Any, files: Mapping[str, str]) -> None:
+    import tensorflow as tf
+
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in files.items():
+            (Path(folder) / name).write_bytes(base64.b64decode(content))
+        tf.train.Checkpoint(iterator=iterator).read(f"{folder}/iterator").assert_consumed()
+
+
+# ------------------------------------------------------------------------------------ from a name
+
+
+def make_loader(data: config.Data, *, process_index: int = 0, process_count: int = 1) -> Loader:
+    """The loader of `data.mixture` for one process.
+
+    Raises:
+      config.ConfigError: unknown mixture, or sizes that do not divide.
+      DataUnavailable: data sets cannot be had, all of them in one table (unless `data.available_only`).
+    """
+    tasks = seqio_tasks(data)
+    if not all(reads_by_index(task) for task, _ in tasks):
+        return SeqioLoader(data, process_index=process_index, process_count=process_count)
+    check_layout(data, process_count)
+    stream = make_stream(data, tasks)
+    stream.encoder.size  # a missing or broken vocabulary is an error now, not in a reader process
+    return IndexLoader(stream, process_index=process_index, process_count=process_count)
+
+
+def mixture_texts(data: config.Data) -> Iterator[str]:
+    """Inputs and targets of a by-index mixture in reading order, for ever; needs no vocabulary.
+
+    For training a vocabulary on a mixture's text.
+    """
+    for inputs, targets in read_texts(make_stream(data, seqio_tasks(data), Pieces(""))):
+        yield inputs
+        yield targets
+
+
+def seqio_tasks(data: config.Data) -> list[tuple[Any, float]]:
+    """(seqio task, rate) of every task of `data.mixture` with a positive rate, sorted by name.
+
+    Raises:
+      config.ConfigError: `data.modules` register no such mixture or task.
+    """
+    import seqio
+
+    for module in data.modules:
+        importlib.import_module(module)
+    names = {*seqio.MixtureRegistry.names(), *seqio.TaskRegistry.names()}
+    if data.mixture not in names:
+        raise config.ConfigError(
+            f"data.mixture: no mixture or task '{data.mixture}' in {', '.join(data.modules)}"
+            + config.suggest(data.mixture, names)
+        )
+    found = seqio.get_mixture_or_task(data.mixture)
+    if isinstance(found, seqio.Task):
+        return [(found, 1.0)]
+    rated = [(task, found.get_rate(task)) for task in sorted(found.tasks, key=lambda task: task.name)]
+    return [(task, rate) for task, rate in rated if rate > 0]
+
+
+def reads_by_index(task: Any) -> bool:
+    """Whether a seqio task's source is a `PromptSource`."""
+    from t0jax.data.sources import PromptSource
+
+    return isinstance(task.source, PromptSource)

@@ -1,0 +1,410 @@
+"""Data sets as rows: local files first, the Hugging Face Hub second, always memory-mapped Arrow.
+
+A data set with a folder of its own below `T0JAX_DATA_DIR` is that folder: `<dataset>/<subset or default>/<split>`
+with the suffix `.jsonl`, `.parquet` or `.csv` (or several `<split>-*.parquet`). The Hub is then not asked for its
+other splits, since a local cut may differ from the Hub's. What the Hub gave is remembered in the cache folder: later
+runs open the same files without a connection.
+"""
+
+import bisect
+import functools
+import json
+import os
+import re
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from t0jax.data.arrow import (
+    SUFFIXES,
+    DataError,
+    arrow_copy,
+    cache_dir,
+    digest,
+    map_arrow,
+    write_atomically,
+)
+from t0jax.data.templates import Rendered, Template, TemplateError, find_template, prompts_dir
+
+HUB_TIMEOUT_S = 5.0
+PARQUET_REVISION = "refs/convert/parquet"
+"""The branch on which the Hub keeps its own parquet conversion of a repository that only has a loading script."""
+
+__all__ = [
+    "DataError",
+    "DataUnavailable",
+    "DatasetSpec",
+    "PromptedRows",
+    "Rows",
+    "available_splits",
+    "open_rows",
+]
+
+
+class DataUnavailable(RuntimeError):
+    """A data set that cannot be had here: `dataset` names it, `reason` says why, `way_out` what to do."""
+
+    def __init__(self, dataset: str, reason: str, way_out: str = "") -> None:
+        super().__init__(f"{dataset}: {reason}" + (f"; {way_out}" if way_out else ""))
+        self.dataset = dataset
+        self.reason = reason
+        self.way_out = way_out
+
+    def __reduce__(self) -> tuple[type, tuple[str, str, str]]:
+        return type(self), (self.dataset, self.reason, self.way_out)
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """A data set: its promptsource name and where its rows come from."""
+
+    dataset: str
+    subset: str | None = None
+    hub_id: str = ""
+    """Repository on the Hub; `dataset` when empty."""
+    hub_subset: str | None = None
+    """Configuration on the Hub; `subset` when None."""
+    renames: tuple[tuple[str, str], ...] = ()
+    """(name the prompts use, name in newer copies of the data) of every column renamed since."""
+    recodes: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    """(column, old label per new label) where a rename changed the numbers too; not applied without the rename."""
+    local: str = ""
+    """A folder with `<split>.jsonl|parquet|csv`: the rows of a data set of one's own."""
+    note: str = ""
+    """What a user has to know when the data set cannot be had."""
+
+    @property
+    def name(self) -> str:
+        """`dataset/subset`, as promptsource writes it."""
+        return self.dataset if self.subset is None else f"{self.dataset}/{self.subset}"
+
+
+# ---------------------------------------------------------------------------------------------- rows
+
+
+class Rows:
+    """Random access to one split: `rows[i]` is a dict of plain Python values of the chosen columns.
+
+    Opened on first use and again after pickling, so it travels to worker processes as a few paths.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        files: Sequence[str],
+        fields: Mapping[str, str] | None = None,
+        recodes: Mapping[str, tuple[int, ...]] | None = None,
+    ) -> None:
+        self.name = name
+        self._files = tuple(files)
+        self._fields = dict(fields) if fields is not None else None  # name shown -> name in the file
+        self._recodes = dict(recodes or {})
+        self._batches: list[pa.RecordBatch] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_batches": None, "_starts": None, "_arrays": None}
+
+    def __len__(self) -> int:
+        self._open()
+        return self._starts[-1]
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the columns a row has."""
+        return tuple(self._shown())
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Row `index`, 0 <= index < len.
+
+        Raises:
+          IndexError: no such row.
+        """
+        batches = self._batches or self._open()
+        if not 0 <= index < self._starts[-1]:
+            raise IndexError(f"{self.name}: row {index} of {self._starts[-1]}")
+        number = bisect.bisect_right(self._starts, index) - 1
+        arrays = self._arrays[number]
+        if arrays is None:
+            arrays = self._arrays[number] = self._columns_of(batches[number])
+        local = index - self._starts[number]
+        row = {name: array[local].as_py() for name, array in arrays}
+        return self._recoded(row) if self._recodes else row
+
+    def select(self, columns: Sequence[str], spec: DatasetSpec | None = None) -> "Rows":
+        """The same rows with these columns alone.
+
+        Args:
+          columns: names wanted.
+          spec: its renames are tried for a column that is not there, with its recodes.
+
+        Raises:
+          DataError: a column is not there; the message lists those that are.
+        """
+        shown = self._shown()
+        newer, tables = (dict(spec.renames), dict(spec.recodes)) if spec else ({}, {})
+        fields, recodes = {}, {}
+        for column in columns:
+            found = column if column in shown else newer.get(column)
+            if found not in shown:
+                raise DataError(self._missing(column, newer.get(column)))
+            fields[column] = shown[found]
+            if found != column and column in tables:
+                recodes[column] = tables[column]
+        return Rows(self.name, self._files, fields, recodes)
+
+    def _open(self) -> list[pa.RecordBatch]:
+        if self._batches is None:
+            batches = [batch for file in self._files for batch in map_arrow(file) if batch.num_rows]
+            self._starts = [0]
+            for batch in batches:
+                self._starts.append(self._starts[-1] + batch.num_rows)
+            self._arrays: list[list[tuple[str, pa.Array]] | None] = [None] * len(batches)
+            self._batches = batches
+        return self._batches
+
+    def _shown(self) -> dict[str, str]:
+        if self._fields is not None:
+            return self._fields
+        batches = self._open()
+        # Prompts are written for names without hyphens (promptsource's removeHyphen).
+        return {name.replace("-", "_"): name for name in (batches[0].schema.names if batches else ())}
+
+    def _columns_of(self, batch: pa.RecordBatch) -> list[tuple[str, pa.Array]]:
+        return [(shown, batch.column(name)) for shown, name in self._shown().items()]
+
+    def _recoded(self, row: dict[str, Any]) -> dict[str, Any]:
+        for column, table in self._recodes.items():
+            value = row[column]
+            if isinstance(value, int) and 0 <= value < len(table):
+                row[column] = table[value]
+        return row
+
+    def _missing(self, column: str, newer: str | None) -> str:
+        tried = f"{column!r} (or {newer!r})" if newer else repr(column)
+        there = ", ".join(map(repr, self.columns)) or "no columns"
+        return f"{self.name}: no column {tried}; the data has {there}"
+
+
+# ------------------------------------------------------------------------------------------- opening
+
+
+@functools.lru_cache(maxsize=4096)
+def _rows_of_files(name: str, files: tuple[str, ...]) -> Rows:
+    return Rows(name, files)
+
+
+def open_rows(spec: DatasetSpec, split: str, local_dir: str = "") -> Rows:
+    """All columns of one split of a data set.
+
+    Args:
+      spec: the data set.
+      split: name of the split as the files or the Hub have it (ANLI: `dev_r1`).
+      local_dir: root of the local data; `T0JAX_DATA_DIR` when empty.
+
+    Raises:
+      DataUnavailable: neither local files nor the Hub have it; says why and what to do.
+      DataError: the file is broken or has no rows.
+    """
+    folder = local_folder(spec, local_dir)
+    files = _local_files(spec, folder, split) if folder else hub_files(spec, split)
+    rows = _rows_of_files(f"{spec.name}/{split}", tuple(files))
+    if not len(rows):
+        raise DataError(f"{rows.name}: no rows in {folder or 'the Hub'}")
+    return rows
+
+
+def available_splits(spec: DatasetSpec, local_dir: str = "") -> list[str] | None:
+    """Splits of a data set with local files; None where the Hub would be asked."""
+    folder = local_folder(spec, local_dir)
+    return _splits_of(folder) if folder else None
+
+
+def local_folder(spec: DatasetSpec, local_dir: str = "") -> Path | None:
+    """The folder that holds the data set's files, or None if there is none and the Hub is to be asked.
+
+    Raises:
+      DataUnavailable: `spec.local` or the root of the local data is named but is not a folder.
+    """
+    if spec.local:
+        folder = Path(spec.local).expanduser()
+        if not folder.is_dir():
+            raise DataUnavailable(spec.name, f"its folder {folder} does not exist")
+        return folder
+    root = local_dir or os.environ.get("T0JAX_DATA_DIR", "")
+    if not root:
+        return None
+    if not Path(root).expanduser().is_dir():
+        way_out = "correct data.local_dir or T0JAX_DATA_DIR"
+        raise DataUnavailable(spec.name, f"the local data folder {root} does not exist", way_out)
+    folder = Path(root).expanduser() / spec.dataset / (spec.subset or "default")
+    return folder if folder.is_dir() and _splits_of(folder) else None
+
+
+def _splits_of(folder: Path) -> list[str]:
+    files = [path for path in folder.iterdir() if path.suffix in SUFFIXES]
+    return sorted({re.sub(r"-\d+(-of-\d+)?$", "", path.stem) for path in files})
+
+
+def _local_files(spec: DatasetSpec, folder: Path, split: str) -> list[str]:
+    for suffix in SUFFIXES:
+        shards = re.compile(re.escape(split) + r"(-\d+(-of-\d+)?)?" + re.escape(suffix))
+        files = sorted(path for path in folder.iterdir() if shards.fullmatch(path.name))
+        if files:
+            return [str(arrow_copy(file)) for file in files]
+    there = ", ".join(_splits_of(folder)) or "no data files"
+    way_out = f"add {split}.jsonl, .parquet or .csv there"
+    raise DataUnavailable(spec.name, f"no split {split!r} in {folder}, which has {there}", way_out)
+
+
+# ------------------------------------------------------------------------------------------- the Hub
+
+
+def hub_files(spec: DatasetSpec, split: str) -> list[str]:
+    """Arrow files of a split from the Hub, fetched once; later calls need no connection.
+
+    Raises:
+      DataUnavailable: it cannot be fetched, or not in a form today's `datasets` can read.
+    """
+    hub_id, subset = spec.hub_id or spec.dataset, spec.hub_subset or spec.subset
+    slug = re.sub(r"\W+", "_", f"{hub_id}_{subset or 'default'}_{split}")
+    index = cache_dir() / "hub" / f"{slug}-{digest(f'{hub_id}|{subset}|{split}')}.json"
+    if index.is_file():
+        files = json.loads(index.read_text())["files"]
+        if all(Path(file).is_file() for file in files):
+            return files
+    files = _fetch(spec, hub_id, subset, split)
+    text = json.dumps({"hub_id": hub_id, "subset": subset, "split": split, "files": files})
+    write_atomically(index, lambda part: part.write_text(text) and None)
+    return files
+
+
+def _fetch(spec: DatasetSpec, hub_id: str, subset: str | None, split: str) -> list[str]:
+    folder = f"{spec.dataset}/{spec.subset or 'default'}/{split}"
+    way_out = f"put the data at <T0JAX_DATA_DIR>/{folder}.jsonl, .parquet or .csv"
+    if spec.note:
+        way_out += f" ({spec.note})"
+    reason = hub_unreachable()
+    if reason:
+        raise DataUnavailable(spec.name, f"not on this machine, and {reason}", way_out)
+    reasons = []
+    for revision in (None, PARQUET_REVISION):
+        try:
+            return _load_dataset(hub_id, subset, split, revision)
+        except Exception as error:  # datasets raises a dozen kinds; all mean that it is not to be had
+            reasons.append(f"{type(error).__name__}: {str(error).splitlines()[0][:200]}")
+    reason = f"{hub_id!r} on the Hub cannot be read ({'; as parquet: '.join(reasons)})"
+    raise DataUnavailable(spec.name, reason, way_out)
+
+
+def _load_dataset(hub_id: str, subset: str | None, split: str, revision: str | None) -> list[str]:
+    import datasets
+
+    loaded = datasets.load_dataset(hub_id, subset, split=split, revision=revision)
+    return [file["filename"] for file in loaded.cache_files]
+
+
+@functools.cache
+def hub_unreachable() -> str:
+    """Why the Hub cannot be asked ('' if it can); found out once a process, within a few seconds."""
+    try:
+        import datasets  # noqa: F401
+        from huggingface_hub import constants
+        from huggingface_hub.utils import get_session
+    except ImportError:
+        return "the package `datasets`, which reads the Hub, is not installed"
+    if constants.HF_HUB_OFFLINE:
+        return ""  # datasets then looks into its own cache alone, at once
+    try:
+        get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT_S)
+    except Exception as error:  # whatever the HTTP client of the day raises
+        return f"the Hub cannot be reached ({type(error).__name__}: {error})"
+    return ""
+
+
+# ------------------------------------------------------------------------------------- prompted rows
+
+
+@dataclass(frozen=True)
+class PromptedRows:
+    """One split of a data set seen through one prompt; `rows[i]` is a `Rendered`, or None where the prompt gives none.
+
+    Pickles as its few fields; data and prompt are opened on first use. An example without a known answer has
+    `targets == ''`: an empty rendering, or a hidden label (-1), which promptsource would render as the last choice.
+    """
+
+    spec: DatasetSpec
+    split: str
+    template_name: str
+    seed: int = 0
+    """Of the prompts that draw at random; row i always draws the same for the same seed."""
+    prompts_root: str = ""
+    """Folder of prompts; `t0jax.data.templates.prompts_dir()` when empty."""
+    local_dir: str = ""
+    """Root of the local data; `T0JAX_DATA_DIR` when empty."""
+
+    @property
+    def key(self) -> str:
+        """Name for messages and tables: data set, split, prompt."""
+        return f"{self.spec.name}/{self.split}/{self.template_name}"
+
+    @functools.cached_property
+    def template(self) -> Template:
+        """The prompt.
+
+        Raises:
+          TemplateError: no such prompt.
+        """
+        root = Path(self.prompts_root) if self.prompts_root else prompts_dir()
+        return find_template(root, self.spec.dataset, self.spec.subset, self.template_name)
+
+    @functools.cached_property
+    def rows(self) -> Rows:
+        """The columns of the data set that the prompt reads.
+
+        Raises:
+          DataUnavailable, DataError: as `open_rows`; the prompt reads a column that is not there.
+        """
+        rows = open_rows(self.spec, self.split, self.local_dir)
+        try:
+            return rows.select(sorted(self.template.fields), self.spec)
+        except DataError as error:
+            raise DataError(f"{error} (read by the prompt {self.template_name!r})") from error
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Rendered | None:
+        row = self.rows[index]
+        template = self.template
+        try:
+            rendered = template.render(row, seed=self._seed(index) if template.is_random else 0)
+        except TemplateError as error:
+            raise TemplateError(f"{self.key}, row {index}: {error}") from error
+        if rendered is not None and rendered.targets and self._label_hidden(row):
+            return replace(rendered, targets="")
+        return rendered
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: self.__dict__[name] for name in self.__dataclass_fields__}
+
+    def require_choices(self) -> None:
+        """Raises ValueError where the prompt has no answer choices, which rank classification needs."""
+        if self.template.answer_choices is None:
+            raise ValueError(
+                f"prompt {self.template_name!r} of {self.spec.name} has no answer choices, so rank classification has"
+                " nothing to score; use a prompt that has them"
+            )
+
+    def _seed(self, index: int) -> int:
+        return zlib.crc32(f"{self.seed}:{self.split}:{index}".encode())
+
+    def _label_hidden(self, row: Mapping[str, Any]) -> bool:
+        return any(row[column] in (-1, "-1", "", None) for column in self._label_columns)
+
+    @functools.cached_property
+    def _label_columns(self) -> tuple[str, ...]:
+        return tuple(column for column in self.rows.columns if "label" in column.lower())

@@ -1,0 +1,212 @@
+"""SentencePiece in T5's conventions: padding 0, end of sequence 1, unknown 2, then 100 extra ids at the end.
+
+`Pieces` gives the ids of `seqio.SentencePieceVocabulary(path, extra_ids=100)` and of Hugging Face's T5 tokenizer for
+the same model file, without TensorFlow. `t5_vocabulary()` is that seqio vocabulary for the file that
+`T0JAX_VOCABULARY` names when a text is first encoded.
+"""
+
+import functools
+import os
+import random
+import re
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from t0jax.data.arrow import write_atomically
+
+if TYPE_CHECKING:
+    import sentencepiece
+    import seqio
+
+EXTRA_IDS = 100
+PAD_ID, EOS_ID, UNKNOWN_ID = 0, 1, 2
+
+MAX_TRAINING_CHARACTERS = 20_000_000
+"""Text that a SentencePiece model is trained on at most; more is sampled down."""
+_MAX_SENTENCE = 2000
+_TRAINING_THREADS = 2  # fixed: float sums, and so the pieces, depend on the number
+
+
+class VocabularyError(ValueError):
+    """A vocabulary file that is missing or unfit, or cannot be trained."""
+
+
+def vocabulary_path() -> Path:
+    """The SentencePiece model file named by `T0JAX_VOCABULARY`.
+
+    Raises:
+      VocabularyError: the variable is not set or names no file.
+    """
+    name = os.environ.get("T0JAX_VOCABULARY", "")
+    way_out = "set data.vocabulary or T0JAX_VOCABULARY to a SentencePiece model (spiece.model of a T5)"
+    if not name:
+        raise VocabularyError(f"no vocabulary was chosen; {way_out}")
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise VocabularyError(f"the vocabulary {path} does not exist; {way_out}")
+    return path
+
+
+class Pieces:
+    """A SentencePiece model with `extra_ids` more pieces `<extra_id_0>` ..., the first of them with the highest id.
+
+    Pickles by its path. Ids are without end of sequence; callers append `eos_id`.
+    """
+
+    pad_id = PAD_ID
+    eos_id = EOS_ID
+    unk_id = UNKNOWN_ID
+
+    def __init__(self, path: str | os.PathLike[str], extra_ids: int = EXTRA_IDS) -> None:
+        self.path = Path(path)
+        self.extra_ids = extra_ids
+
+    def __repr__(self) -> str:
+        return f"Pieces({str(self.path)!r}, extra_ids={self.extra_ids})"
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"path": self.path, "extra_ids": self.extra_ids}
+
+    @property
+    def size(self) -> int:
+        """Number of ids, the extra ones included (32,100 for T5's)."""
+        return self._processor.get_piece_size()
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text."""
+        return self._processor.encode(text)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text, on the calling thread."""
+        return self._processor.encode(list(texts), num_threads=1)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text up to the first end of sequence; padding is left out."""
+        kept = [int(i) for i in ids]
+        kept = kept[: kept.index(self.eos_id)] if self.eos_id in kept else kept
+        return self._processor.decode([i for i in kept if i != self.pad_id])
+
+    @functools.cached_property
+    def _processor(self) -> "sentencepiece.SentencePieceProcessor":
+        return _load(str(self.path), self.extra_ids)
+
+
+_load_lock = threading.Lock()
+
+
+def _load(path: str, extra_ids: int) -> "sentencepiece.SentencePieceProcessor":
+    with _load_lock:  # SentencePiece's loading is not thread-safe
+        return _load_once(path, extra_ids)
+
+
+@functools.lru_cache(maxsize=8)
+def _load_once(path: str, extra_ids: int) -> "sentencepiece.SentencePieceProcessor":
+    import sentencepiece
+    from sentencepiece import sentencepiece_model_pb2
+
+    try:
+        model = sentencepiece_model_pb2.ModelProto.FromString(Path(path).read_bytes())
+    except FileNotFoundError as error:
+        raise VocabularyError(f"the vocabulary {path} does not exist") from error
+    except Exception as error:  # protobuf's DecodeError, whose module moves between versions
+        raise VocabularyError(f"{path} is not a SentencePiece model: {error}") from error
+    user_defined = sentencepiece_model_pb2.ModelProto.SentencePiece.USER_DEFINED
+    for i in reversed(range(extra_ids)):
+        model.pieces.add(piece=f"▁<extra_id_{i}>", score=0.0, type=user_defined)
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())
+    found = (processor.pad_id(), processor.eos_id(), processor.unk_id())
+    if found != (PAD_ID, EOS_ID, UNKNOWN_ID):
+        expected = (PAD_ID, EOS_ID, UNKNOWN_ID)
+        raise VocabularyError(f"{path}: ids of (pad, eos, unk) are {found}; T5 needs {expected}")
+    return processor
+
+
+# ------------------------------------------------------------------------------------------ for seqio
+
+
+class LateModelFile(os.PathLike):
+    """A path that is looked up in `T0JAX_VOCABULARY` when it is opened, so that tasks can be declared before."""
+
+    def __fspath__(self) -> str:
+        return str(vocabulary_path())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, LateModelFile)
+
+    def __hash__(self) -> int:
+        return hash(os.environ.get("T0JAX_VOCABULARY", ""))
+
+    def __repr__(self) -> str:
+        return "$T0JAX_VOCABULARY"
+
+
+@functools.cache
+def t5_vocabulary() -> "seqio.SentencePieceVocabulary":
+    """seqio's vocabulary for `T0JAX_VOCABULARY`, with 100 extra ids; the file is read on first use."""
+    import seqio
+
+    return seqio.SentencePieceVocabulary(LateModelFile(), extra_ids=EXTRA_IDS)
+
+
+# ------------------------------------------------------------------------------------------- training
+
+
+def train_sentencepiece(texts: Iterable[str], path: Path, size: int) -> Path:
+    """Trains a unigram SentencePiece model of `size` pieces (extra ids not counted) as T5's was.
+
+    The same texts in the same order give the same file: unigram, NFKC normalisation (`nmt_nfkc`), no byte fallback,
+    ids 0, 1, 2 for padding, end of sequence and unknown, no beginning of sequence.
+
+    Args:
+      texts: any texts; beyond MAX_TRAINING_CHARACTERS a fixed sample of their pieces is taken.
+      path: file to write; it appears only when complete.
+      size: number of pieces.
+
+    Raises:
+      VocabularyError: there is too little text for so many pieces, or too few pieces for its letters.
+    """
+    import sentencepiece
+
+    sentences = _sample(texts)
+    model = BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(sentences), model_writer=model, vocab_size=size, model_type="unigram",
+            normalization_rule_name="nmt_nfkc", byte_fallback=False, pad_id=PAD_ID, eos_id=EOS_ID,
+            unk_id=UNKNOWN_ID, bos_id=-1, num_threads=_TRAINING_THREADS, shuffle_input_sentence=False,
+            minloglevel=2, max_sentence_length=4 * _MAX_SENTENCE,
+        )  # fmt: skip
+    except (RuntimeError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        characters = sum(map(len, sentences))
+        raise VocabularyError(
+            f"cannot train {size} pieces on {characters:,} characters of text: {reason}"
+        ) from error
+    write_atomically(Path(path), lambda part: part.write_bytes(model.getvalue()) and None)
+    return Path(path)
+
+
+def _sample(texts: Iterable[str]) -> list[str]:
+    """A fixed uniform sample of the texts' sentences, about MAX_TRAINING_CHARACTERS long (reservoir, in one pass)."""
+    draw, kept, size, seen = random.Random(0), [], 0, 0
+    for sentence in _sentences(texts):
+        seen += 1
+        if size + len(sentence) <= MAX_TRAINING_CHARACTERS:
+            kept.append(sentence)
+            size += len(sentence)
+            continue
+        place = draw.randrange(seen)
+        if place < len(kept):
+            size += len(sentence) - len(kept[place])
+            kept[place] = sentence
+    return kept
+
+
+def _sentences(texts: Iterable[str]) -> Iterator[str]:
+    """Pieces of text short enough for SentencePiece, which passes over longer ones without a word."""
+    for text in texts:
+        for line in text.splitlines():
+            yield from filter(None, map(str.strip, re.findall(rf".{{1,{_MAX_SENTENCE}}}(?:\s|$)|\S+", line)))

@@ -1,0 +1,76 @@
+"""What a network computes, as pure functions of a plain tree of parameters."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import jax
+from flax import nnx
+
+from t0jax import config as cfg
+from t0jax.models.t5 import T5
+
+Params = dict[str, Any]
+"""Nested dict of float32 arrays, named as the modules are; stacks have a leading axis, the layers."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """One architecture: the shapes of its parameters, how they start, and the module that reads them."""
+
+    config: cfg.Model
+    axes: Params
+    """As the parameters; leaves are tuples of logical axis names, e.g. ('layers', 'embed', 'heads')."""
+    shapes: Params
+    """As the parameters; leaves are float32 `jax.ShapeDtypeStruct`."""
+    _graphdef: nnx.GraphDef
+    _treedef: jax.tree_util.PyTreeDef
+
+    def init(self, key: jax.Array) -> Params:
+        """Random parameters; pure, so that it can be jitted with sharded outputs."""
+        return _plain(nnx.state(_construct(self.config, key), nnx.Param), lambda p: p[...])
+
+    def bind(self, params: Params) -> T5:
+        """The network over `params` (arrays, or tracers under `jit` and `grad`). Cheap.
+
+        Raises:
+            ValueError: when `params` is not a tree of this architecture.
+        """
+        if jax.tree.structure(params) != jax.tree.structure(self.shapes):
+            raise ValueError(
+                f"these parameters belong to another architecture: {_difference(params, self.shapes)}"
+            )
+        return nnx.merge(self._graphdef, jax.tree.unflatten(self._treedef, jax.tree.leaves(params)))
+
+
+@lru_cache(maxsize=32)
+def build(config: cfg.Model) -> Network:
+    """The network of `config`; nothing is computed or allocated."""
+    abstract = nnx.eval_shape(lambda: _construct(config, jax.random.key(0)))
+    graphdef, state = nnx.split(abstract, nnx.Param)
+    axes = _plain(state, lambda p: p.get_metadata("logical_axes"))
+    shapes = _plain(state, lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype))
+    return Network(config, axes, shapes, graphdef, jax.tree.structure(state))
+
+
+def _construct(config: cfg.Model, key: jax.Array) -> T5:
+    return T5(config, nnx.Rngs(params=key))
+
+
+def _plain(state: nnx.State, read: Callable[[nnx.Param], Any]) -> Params:
+    tree: Params = {}
+    for path, param in nnx.to_flat_state(state):
+        node = tree
+        for name in path[:-1]:
+            node = node.setdefault(name, {})
+        node[path[-1]] = read(param)
+    return tree
+
+
+def _difference(params: Params, shapes: Params) -> str:
+    have, want = (
+        {jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves}
+        for leaves in map(jax.tree.leaves_with_path, (params, shapes))
+    )
+    return f"missing {sorted(want - have)}, unexpected {sorted(have - want)}"

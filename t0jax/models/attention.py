@@ -1,0 +1,180 @@
+"""Multi-head attention as T5 has it: unscaled dot products, one learned relative bias a stack, segment masks.
+
+Shapes: B rows, T queries, S keys, H heads, K d_kv, D d_model. A token's segment id says which of the
+examples packed in its row it belongs to; 0 is padding.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from t0jax import config as cfg
+from t0jax.models.layers import einsum_float32, parameter
+from t0jax.sharding import constrain
+
+MASKED = -1e30
+"""Logit of a key that may not be seen; finite, so that a row without any visible key stays free of NaN."""
+
+
+def segment_mask(queries: jax.Array, keys: jax.Array, *, causal: bool = False) -> jax.Array:
+    """Which keys a query may see: those of its own segment and, if causal, not after it.
+
+    Args:
+        queries: segment ids [B, T].
+        keys: segment ids [B, S].
+
+    Returns:
+        bool [B, 1, T, S]. Padding sees padding, which nothing reads.
+    """
+    mask = queries[:, :, None] == keys[:, None, :]  # [B, T, S]
+    if causal:
+        mask &= np.tri(queries.shape[1], keys.shape[1], dtype=bool)  # [T, S]
+    return mask[:, None]  # [B, 1, T, S]
+
+
+def relative_buckets(distance: np.ndarray, causal: bool, buckets: int, limit: int) -> np.ndarray:
+    """T5's bucket of each `distance` (key position - query position), int32 of the same shape.
+
+    Half of the buckets hold one small distance each, the other half grow logarithmically up to `limit`,
+    where the last one takes the rest; without `causal`, keys after the query have buckets of their own.
+    Float32 logarithms as in Mesh-TensorFlow and PyTorch: float64 would move some edges.
+    """
+    offset = np.zeros_like(distance)
+    if causal:
+        distance = np.maximum(-distance, 0)
+    else:
+        buckets //= 2
+        offset = (distance > 0) * buckets
+        distance = np.abs(distance)
+    exact = buckets // 2
+    ratio = np.log(np.maximum(distance, 1).astype(np.float32) / np.float32(exact))
+    log_bucket = exact + (ratio / np.float32(math.log(limit / exact)) * (buckets - exact)).astype(
+        int
+    )
+    bucket = np.where(distance < exact, distance, np.minimum(log_bucket, buckets - 1))
+    return (offset + bucket).astype(np.int32)
+
+
+class RelativeBias(nnx.Module):
+    """A learned bias a bucket of relative distance and head, shared by all layers of a stack."""
+
+    def __init__(self, config: cfg.Model, rngs: nnx.Rngs, *, causal: bool):
+        self.causal = causal
+        self.buckets = config.relative_attention_num_buckets
+        self.limit = config.relative_attention_max_distance
+        shape, stddev = (self.buckets, config.num_heads), config.d_model**-0.5
+        self.embedding = parameter(rngs, shape, stddev, ("relpos_buckets", "heads"))
+
+    def __call__(self, queries: int, keys: int) -> jax.Array:
+        """The bias of every query and key position, [1, H, T, S] float32.
+
+        It depends on the distance alone: one value for each of the T + S - 1 distances is looked up, and
+        the rows of the [T, S] table are windows into them. Cutting these from a repeated line makes the
+        gradient a sum instead of a scatter of T * S rows.
+        """
+        distances = np.arange(1 - queries, keys)  # [T + S - 1]
+        bucket = relative_buckets(distances, self.causal, self.buckets, self.limit)
+        one_hot = np.eye(self.buckets, dtype=np.float32)[bucket]  # [T + S - 1, buckets]
+        line = jnp.dot(one_hot, self.embedding[...], precision="highest").T  # [H, T + S - 1]
+        return windows(line, queries, keys)[None]  # [1, H, T, S]
+
+
+def windows(line: jax.Array, queries: int, keys: int) -> jax.Array:
+    """Row i of the result is `line[:, T - 1 - i : T - 1 - i + S]`: [H, T + S - 1] -> [H, T, S]."""
+    heads, length = line.shape
+    repeated = jnp.tile(line, (1, queries))  # [H, T * (T + S - 1)]
+    cut = repeated[:, queries - 1 : queries - 1 + queries * (length - 1)]
+    # Rows one element shorter than the line drift by one position each: that is the diagonal.
+    rows = cut.reshape(heads, queries, length - 1) if length > 1 else line[:, None]
+    return rows[:, :, :keys]
+
+
+class Attention(nnx.Module):
+    """Projections of queries, keys and values, attention, output projection."""
+
+    def __init__(self, config: cfg.Model, rngs: nnx.Rngs, layers: int):
+        self.heads, self.rate, self.kind = config.num_heads, config.dropout_rate, config.attention
+        d, hk = config.d_model, config.num_heads * config.d_kv
+        # The missing 1 / sqrt(d_kv) of the dot product is in the query's initial scale (Mesh-TF, t5x, HF).
+        query_stddev = (d * config.d_kv) ** -0.5
+        self.query = parameter(rngs, (d, hk), query_stddev, ("embed", "heads"), layers)
+        self.key = parameter(rngs, (d, hk), d**-0.5, ("embed", "heads"), layers)
+        self.value = parameter(rngs, (d, hk), d**-0.5, ("embed", "heads"), layers)
+        self.out = parameter(rngs, (hk, d), hk**-0.5, ("heads", "embed"), layers)
+
+    def __call__(
+        self,
+        x: jax.Array,
+        source: jax.Array,
+        bias: jax.Array | None,
+        mask: jax.Array,
+        key: jax.Array | None,
+    ) -> jax.Array:
+        """Queries from `x` [B, T, D], keys and values from `source` [B, S, D] -> [B, T, D].
+
+        Args:
+            bias: added to the logits, [1, H, T, S] float32 or None.
+            mask: True where a query may see a key, [B, 1, T, S].
+            key: of the dropout of attention weights. T5 drops a key for all queries of a row at once
+                (`dropout`), which is the same as dropping its value.
+        """
+        q, k, v = (
+            self._heads(y, w[...])
+            for y, w in ((x, self.query), (source, self.key), (source, self.value))
+        )  # [B, T, H, K], [B, S, H, K] twice
+        v = drop_values(v, self.rate, key)  # [B, S, H, K]
+        y = ATTENTION[self.kind](q, k, v, bias, mask)  # [B, T, H, K]
+        y = constrain(y.reshape(*x.shape[:2], -1), "batch", "length", "heads")  # [B, T, H * K]
+        return y @ self.out[...].astype(x.dtype)  # [B, T, D]
+
+    def _heads(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        y = (x @ kernel.astype(x.dtype)).reshape(*x.shape[:2], self.heads, -1)  # [B, L, H, K]
+        return constrain(y, "batch", "length", "heads", None)
+
+
+def drop_values(v: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+    """Dropout of attention weights [B, H, T, S] with one mask for all T, applied to `v` [B, S, H, K]."""
+    if key is None or rate == 0.0:
+        return v
+    keep = jax.random.bernoulli(key, 1.0 - rate, (*v.shape[:3], 1))  # [B, S, H, 1]
+    return v * (keep / (1.0 - rate)).astype(v.dtype)
+
+
+def attend_xla(
+    q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None, mask: jax.Array
+) -> jax.Array:
+    """Attention in plain XLA, softmax in float32: q [B, T, H, K], k and v [B, S, H, K] -> [B, T, H, K]."""
+    logits = einsum_float32("bthk,bshk->bhts", q, k)  # [B, H, T, S]
+    if bias is not None:
+        logits += bias  # [B, H, T, S]
+    logits = jnp.where(mask, logits, MASKED)  # [B, H, T, S]
+    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)  # [B, H, T, S]
+    return jnp.einsum("bhts,bshk->bthk", weights, v)  # [B, T, H, K]
+
+
+def attend_cudnn(
+    q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None, mask: jax.Array
+) -> jax.Array:
+    """cuDNN's fused attention, arguments as in `attend_xla`.
+
+    Raises:
+        ValueError: without an NVIDIA GPU, or with float32 activations.
+    """
+    platform = jax.default_backend()
+    if platform != "gpu" or q.dtype != jnp.bfloat16:
+        raise ValueError(
+            f"model.attention 'cudnn' needs an NVIDIA GPU and model.dtype 'bfloat16', not {platform!r}"
+            f" and {q.dtype.name!r}; set model.attention to 'xla'"
+        )
+    # A mask alone is refused when it has broadcast axes (https://github.com/jax-ml/jax/issues/28974), so it
+    # goes in as a full additive bias, which is what cuDNN makes of it anyway.
+    shape = (q.shape[0], q.shape[2], q.shape[1], k.shape[1])
+    added = jnp.where(mask, 0.0 if bias is None else bias, -1e9).astype(q.dtype)
+    added = jnp.broadcast_to(added, shape)  # [B, H, T, S]
+    return jax.nn.dot_product_attention(q, k, v, bias=added, scale=1.0, implementation="cudnn")
+
+
+ATTENTION = {"xla": attend_xla, "cudnn": attend_cudnn}

@@ -1,0 +1,133 @@
+"""The parts of T5 that are not attention: parameters, dropout, norm, embedding, feed-forward.
+
+Shapes: B rows, L length, D d_model, F d_ff, V vocabulary. Parameters are float32; a product is
+computed in the configured dtype. Every layer's parameters live in stacks with a leading `layers` axis.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from t0jax import config as cfg
+from t0jax.sharding import constrain
+
+
+def parameter(
+    rngs: nnx.Rngs, shape: tuple[int, ...], stddev: float, axes: tuple[str, ...], layers: int = 0
+) -> nnx.Param:
+    """A float32 parameter drawn from N(0, stddev^2), with the logical name of each of its axes.
+
+    With `layers` > 0 it is a stack of that many, along a leading `layers` axis.
+    """
+    if layers:
+        shape, axes = (layers, *shape), ("layers", *axes)
+    value = stddev * jax.random.normal(rngs.params(), shape, jnp.float32)
+    return nnx.Param(value, logical_axes=axes)
+
+
+def ones(shape: tuple[int, ...], axes: tuple[str, ...], layers: int = 0) -> nnx.Param:
+    """A float32 parameter of ones; `layers` as in `parameter`."""
+    if layers:
+        shape, axes = (layers, *shape), ("layers", *axes)
+    return nnx.Param(jnp.ones(shape, jnp.float32), logical_axes=axes)
+
+
+def split_key(key: jax.Array | None, n: int) -> list[jax.Array | None]:
+    """`n` keys from one; `n` times None (no dropout) from None."""
+    return [None] * n if key is None else list(jax.random.split(key, n))
+
+
+def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+    """Zeroes features of `x` [B, L, ...] with probability `rate`, scaling the rest; identity without a key.
+
+    One mask is shared by all positions of a row, as in Mesh-TensorFlow's T5 and t5x
+    (`broadcast_dims=(-2,)`): T5 was trained that way, and the random bits cost next to nothing.
+    """
+    if key is None or rate == 0.0:
+        return x
+    keep = jax.random.bernoulli(key, 1.0 - rate, (x.shape[0], 1, *x.shape[2:]))
+    return x * (keep / (1.0 - rate)).astype(x.dtype)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def einsum_float32(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:
+    """`einsum` of two arrays of one dtype, accumulated and returned in float32.
+
+    Its cotangent is cast back to the operands' dtype: JAX's own rule would multiply float32 by
+    bfloat16 in the backward pass, which GPUs do many times slower than bfloat16 by bfloat16.
+    """
+    return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32)
+
+
+def _einsum_forward(
+    spec: str, a: jax.Array, b: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return einsum_float32(spec, a, b), (a, b)
+
+
+def _einsum_backward(
+    spec: str, operands: tuple[jax.Array, jax.Array], cotangent: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    a, b = operands
+    _, vjp = jax.vjp(partial(jnp.einsum, spec), a, b)
+    return vjp(cotangent.astype(a.dtype))
+
+
+einsum_float32.defvjp(_einsum_forward, _einsum_backward)
+
+
+class RMSNorm(nnx.Module):
+    """Scales by the root mean square, in float32: no mean, no bias (T5 1.0's `simplified_layer_norm`)."""
+
+    def __init__(self, config: cfg.Model, layers: int = 0):
+        self.epsilon = config.layer_norm_epsilon
+        self.scale = ones((config.d_model,), ("embed",), layers)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, L, D] -> [B, L, D], in the dtype of `x`."""
+        x32 = x.astype(jnp.float32)  # [B, L, D]
+        mean_square = jnp.mean(x32 * x32, axis=-1, keepdims=True)  # [B, L, 1]
+        return (x32 * jax.lax.rsqrt(mean_square + self.epsilon) * self.scale[...]).astype(x.dtype)
+
+
+class Embedding(nnx.Module):
+    """The token table shared by encoder and decoder; standard normal at the start (Mesh-TF, t5x, HF)."""
+
+    def __init__(self, config: cfg.Model, rngs: nnx.Rngs):
+        self.dtype = jnp.dtype(config.dtype)
+        shape = (config.vocab_size, config.d_model)
+        self.embedding = parameter(rngs, shape, 1.0, ("vocab", "embed"))
+
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        """Tokens [B, L] int32 -> [B, L, D]."""
+        rows = jnp.take(self.embedding[...], tokens, axis=0, mode="clip")  # [B, L, D]
+        return constrain(rows.astype(self.dtype), "batch", "length", "width")
+
+
+class FeedForward(nnx.Module):
+    """relu(x wi) wo in T5 v1.0, (gelu(x wi_0) * x wi_1) wo in v1.1 (https://arxiv.org/abs/2002.05202)."""
+
+    def __init__(self, config: cfg.Model, rngs: nnx.Rngs, layers: int):
+        self.gated = config.feed_forward_proj == "gated-gelu"
+        self.rate = config.dropout_rate
+        d, f = config.d_model, config.d_ff
+        make_wi = partial(parameter, rngs, (d, f), d**-0.5, ("embed", "mlp"), layers)
+        if self.gated:
+            self.wi_0, self.wi_1 = make_wi(), make_wi()
+        else:
+            self.wi = make_wi()
+        self.wo = parameter(rngs, (f, d), f**-0.5, ("mlp", "embed"), layers)
+
+    def __call__(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
+        """[B, L, D] -> [B, L, D]."""
+        y = self._activate(x)  # [B, L, F]
+        y = dropout(constrain(y, "batch", "length", "mlp"), self.rate, key)  # [B, L, F]
+        return y @ self.wo[...].astype(x.dtype)  # [B, L, D]
+
+    def _activate(self, x: jax.Array) -> jax.Array:
+        if not self.gated:
+            return jax.nn.relu(x @ self.wi[...].astype(x.dtype))  # [B, L, F]
+        gate = jax.nn.gelu(x @ self.wi_0[...].astype(x.dtype), approximate=True)  # [B, L, F]
+        return gate * (x @ self.wi_1[...].astype(x.dtype))  # [B, L, F]

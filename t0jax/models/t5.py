@@ -1,0 +1,226 @@
+"""T5: encoder and decoder stacks between a shared embedding and a head.
+
+The text-to-text transformer of https://arxiv.org/abs/1910.10683 in both its forms: v1.0 (relu, head tied to
+the embedding) and v1.1 (gated gelu, head of its own), which LM-adapted T5, T0 and Flan use. Agrees with
+Mesh-TensorFlow's and Hugging Face's to float rounding (tests/test_t5.py).
+
+Shapes: B rows, S input length, T target length, D d_model, V vocabulary.
+"""
+
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from t0jax import config as cfg
+from t0jax.models.attention import Attention, RelativeBias, segment_mask
+from t0jax.models.layers import (
+    Embedding,
+    FeedForward,
+    RMSNorm,
+    dropout,
+    einsum_float32,
+    parameter,
+    split_key,
+)
+from t0jax.sharding import constrain
+
+POLICIES: dict[str, Callable | None] = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": None,
+}
+"""What the backward pass finds saved: results of weight products, or only each layer's input."""
+
+
+class EncoderBlock(nnx.Module):
+    """Self-attention and feed-forward, each normed before and added to its input after."""
+
+    def __init__(self, config: cfg.Model, rngs: nnx.Rngs, layers: int):
+        self.rate = config.dropout_rate
+        self.attention_norm = RMSNorm(config, layers)
+        self.attention = Attention(config, rngs, layers)
+        self.mlp_norm = RMSNorm(config, layers)
+        self.mlp = FeedForward(config, rngs, layers)
+
+    def __call__(
+        self, x: jax.Array, key: jax.Array | None, bias: jax.Array, mask: jax.Array
+    ) -> jax.Array:
+        """[B, S, D] -> [B, S, D], with `bias` [1, H, S, S] and `mask` [B, 1, S, S]."""
+        keys = split_key(key, 4)
+        y = self.attention_norm(x)  # [B, S, D]
+        y = self.attention(y, y, bias, mask, keys[0])  # [B, S, D]
+        x = x + dropout(y, self.rate, keys[1])  # [B, S, D]
+        y = self.mlp(self.mlp_norm(x), keys[2])  # [B, S, D]
+        x = x + dropout(y, self.rate, keys[3])  # [B, S, D]
+        return constrain(x, "batch", "length", "width")
+
+
+class DecoderBlock(nnx.Module):
+    """Causal self-attention, attention to the encoder, and feed-forward."""
+
+    def __init__(self, config: cfg.Model, rngs: nnx.Rngs, layers: int):
+        self.rate = config.dropout_rate
+        self.attention_norm = RMSNorm(config, layers)
+        self.attention = Attention(config, rngs, layers)
+        self.cross_norm = RMSNorm(config, layers)
+        self.cross = Attention(config, rngs, layers)
+        self.mlp_norm = RMSNorm(config, layers)
+        self.mlp = FeedForward(config, rngs, layers)
+
+    def __call__(
+        self,
+        x: jax.Array,
+        key: jax.Array | None,
+        bias: jax.Array,
+        mask: jax.Array,
+        encoded: jax.Array,
+        cross_mask: jax.Array,
+    ) -> jax.Array:
+        """[B, T, D] -> [B, T, D]: `bias` [1, H, T, T], `mask` [B, 1, T, T], `cross_mask` [B, 1, T, S]."""
+        keys = split_key(key, 6)
+        y = self.attention_norm(x)  # [B, T, D]
+        y = self.attention(y, y, bias, mask, keys[0])  # [B, T, D]
+        x = x + dropout(y, self.rate, keys[1])  # [B, T, D]
+        y = self.cross(self.cross_norm(x), encoded, None, cross_mask, keys[2])  # [B, T, D]
+        x = x + dropout(y, self.rate, keys[3])  # [B, T, D]
+        y = self.mlp(self.mlp_norm(x), keys[4])  # [B, T, D]
+        x = x + dropout(y, self.rate, keys[5])  # [B, T, D]
+        return constrain(x, "batch", "length", "width")
+
+
+class Stack(nnx.Module):
+    """Blocks of one kind with their relative bias and the norm after the last."""
+
+    def __init__(
+        self,
+        block: type[EncoderBlock | DecoderBlock],
+        config: cfg.Model,
+        rngs: nnx.Rngs,
+        layers: int,
+    ):
+        self.config = config
+        self.relative_bias = RelativeBias(config, rngs, causal=block is DecoderBlock)
+        self.layers = block(config, rngs, layers)
+        self.final_norm = RMSNorm(config)
+
+    def __call__(
+        self, x: jax.Array, key: jax.Array | None, mask: jax.Array, *cross: jax.Array
+    ) -> jax.Array:
+        """[B, L, D] -> [B, L, D]; `cross` is what a decoder block takes besides `mask`."""
+        keys = split_key(key, 3)
+        rate = self.config.dropout_rate
+        bias = self.relative_bias(x.shape[1], x.shape[1])  # [1, H, L, L]
+        x = dropout(x, rate, keys[0])  # [B, L, D]
+        x = run_layers(self.layers, self.config, x, keys[1], bias, mask, *cross)  # [B, L, D]
+        return dropout(self.final_norm(x), rate, keys[2])  # [B, L, D]
+
+
+def run_layers(
+    block: nnx.Module, config: cfg.Model, x: jax.Array, key: jax.Array | None, *shared: jax.Array
+) -> jax.Array:
+    """Sends `x` through the stacked layers of `block`, scanned or unrolled, with one dropout key each."""
+    graphdef, stacked = nnx.split(block, nnx.Param)
+    layers = jax.tree.leaves(stacked)[0].shape[0]
+    keys = None if key is None else jax.random.split(key, layers)
+
+    def body(x: jax.Array, layer: tuple) -> tuple[jax.Array, None]:
+        params, layer_key = layer
+        return nnx.merge(graphdef, params)(x, layer_key, *shared), None
+
+    if config.remat != "none":
+        # Scan keeps a layer's recomputation apart by itself; an unrolled one has to be kept from merging.
+        body = jax.checkpoint(
+            body, policy=POLICIES[config.remat], prevent_cse=not config.scan_layers
+        )
+    if config.scan_layers:
+        return jax.lax.scan(body, x, (stacked, keys))[0]
+    for i in range(layers):
+        x, _ = body(x, jax.tree.map(lambda leaf, i=i: leaf[i], (stacked, keys)))
+    return x
+
+
+class T5(nnx.Module):
+    """The network; see `models.build` for its parameters as a plain tree."""
+
+    def __init__(self, config: cfg.Model, rngs: nnx.Rngs):
+        self.config = config
+        self.shared = Embedding(config, rngs)
+        self.encoder = Stack(EncoderBlock, config, rngs, config.num_layers)
+        self.decoder = Stack(DecoderBlock, config, rngs, config.decoder_layers)
+        if not config.tie_word_embeddings:
+            # 1 / sqrt(D) as in Mesh-TF and t5x. HF draws with 1, which starts at a loss in the hundreds.
+            shape, stddev = (config.d_model, config.vocab_size), config.d_model**-0.5
+            self.lm_head = parameter(rngs, shape, stddev, ("embed", "vocab"))
+
+    def encode(
+        self, tokens: jax.Array, segment_ids: jax.Array, *, key: jax.Array | None = None
+    ) -> jax.Array:
+        """Reads the inputs.
+
+        Args:
+            tokens: int32 [B, S].
+            segment_ids: int32 [B, S]; 0 is padding, packed examples do not see each other.
+            key: of dropout; none without.
+
+        Returns:
+            [B, S, D] in the compute dtype.
+        """
+        mask = segment_mask(segment_ids, segment_ids)  # [B, 1, S, S]
+        return self.encoder(self.shared(tokens), key, mask)  # [B, S, D]
+
+    def decode(
+        self,
+        encoded: jax.Array,
+        encoder_segment_ids: jax.Array,
+        tokens: jax.Array,
+        segment_ids: jax.Array,
+        *,
+        cross_segment_ids: jax.Array | None = None,
+        key: jax.Array | None = None,
+    ) -> jax.Array:
+        """Reads the targets, shifted right within each segment, beside the encoded inputs.
+
+        Args:
+            encoded: [B, S, D] from `encode`.
+            encoder_segment_ids: int32 [B, S].
+            tokens: int32 [B, T].
+            segment_ids: int32 [B, T]; a token sees earlier ones of its own segment.
+            cross_segment_ids: int32 [B, T], the encoder segment each token reads; its own when None.
+                With 1 for all, several targets of one input lie side by side in one row.
+            key: of dropout; none without.
+
+        Returns:
+            Hidden states [B, T, D] in the compute dtype.
+        """
+        reads = segment_ids if cross_segment_ids is None else cross_segment_ids  # [B, T]
+        mask = segment_mask(segment_ids, segment_ids, causal=True)  # [B, 1, T, T]
+        cross_mask = segment_mask(reads, encoder_segment_ids)  # [B, 1, T, S]
+        return self.decoder(self.shared(tokens), key, mask, encoded, cross_mask)  # [B, T, D]
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """Hidden states [B, T, D] -> float32 logits [B, T, V]."""
+        dtype = hidden.dtype
+        if self.config.tie_word_embeddings:
+            table = self.shared.embedding[...].astype(dtype)  # [V, D]
+            scaled = hidden * jnp.asarray(self.config.d_model**-0.5, dtype)  # [B, T, D]
+            logits = einsum_float32("btd,vd->btv", scaled, table)  # [B, T, V]
+        else:
+            logits = einsum_float32("btd,dv->btv", hidden, self.lm_head[...].astype(dtype))
+        return constrain(logits, "batch", "length", "vocab")
+
+    def __call__(
+        self, batch: Mapping[str, jax.Array], *, key: jax.Array | None = None
+    ) -> jax.Array:
+        """A batch under seqio's feature names -> float32 logits [B, T, V]; dropout with a key only."""
+        encode_key, decode_key = split_key(key, 2)
+        segments = batch["encoder_segment_ids"]  # [B, S]
+        encoded = self.encode(batch["encoder_input_tokens"], segments, key=encode_key)
+        hidden = self.decode(
+            encoded,
+            segments,
+            batch["decoder_input_tokens"],
+            batch["decoder_segment_ids"],
+            key=decode_key,
+        )  # [B, T, D]
+        return self.logits(hidden)  # [B, T, V]

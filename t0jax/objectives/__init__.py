@@ -1,0 +1,1 @@
+"""What is being learned: losses on logits, and the objectives made of them."""

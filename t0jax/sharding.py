@@ -1,0 +1,170 @@
+"""Devices: starting a cluster, forming the mesh, and one table that says where every logical axis lives."""
+
+import os
+import queue
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from t0jax import config as config_lib
+from t0jax.config import ConfigError
+
+Extra = TypeVar("Extra")
+
+MESH_AXES = ("data", "fsdp", "model")
+
+AXES: dict[str, str | tuple[str, ...] | None] = {
+    "batch": ("data", "fsdp"),
+    "vocab": "model",
+    "heads": "model",
+    "mlp": "model",
+    "embed": "fsdp",
+    # Activations keep their width whole: 'fsdp' already carries the batch there.
+    "width": None,
+    "length": None,
+    "layers": None,
+    "relpos_buckets": None,
+}
+"""Logical axis -> mesh axes. The seed is t5x's standard table (t5x/partitioning.py)."""
+
+
+def start_cluster() -> None:
+    """Joins the multi-process run that the environment describes; does nothing on a single machine.
+
+    Recognised: SLURM with more than one task, `JAX_COORDINATOR_ADDRESS` (with `JAX_NUM_PROCESSES` and
+    `JAX_PROCESS_ID`, as on GKE), and TPU pods. Must run before any other use of JAX's devices.
+    """
+    address = os.environ.get("JAX_COORDINATOR_ADDRESS") or os.environ.get("COORDINATOR_ADDRESS")
+    if address and "JAX_NUM_PROCESSES" in os.environ:
+        jax.distributed.initialize(
+            coordinator_address=address,
+            num_processes=int(os.environ["JAX_NUM_PROCESSES"]),
+            process_id=int(os.environ["JAX_PROCESS_ID"]),
+        )
+    elif int(os.environ.get("SLURM_NTASKS", "1")) > 1 or (
+        "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
+    ):
+        jax.distributed.initialize()
+
+
+def make_mesh(
+    config: config_lib.Mesh, devices: Sequence[jax.Device] | None = None
+) -> jax.sharding.Mesh:
+    """The (data, fsdp, model) mesh over `devices` (all of them by default).
+
+    Raises:
+        ConfigError: the axes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = [config.data, config.fsdp, config.model]
+    wanted = f"mesh {dict(zip(MESH_AXES, sizes, strict=True))}"
+    if sizes.count(-1) > 1 or any(s < 1 and s != -1 for s in sizes):
+        raise ConfigError(
+            f"{wanted}: sizes are positive; one axis at most may be -1 (what is left)"
+        )
+    known = int(np.prod([s for s in sizes if s != -1]))
+    if -1 in sizes:
+        sizes[sizes.index(-1)] = len(devices) // known
+    if int(np.prod(sizes)) != len(devices):
+        raise ConfigError(f"{wanted} does not cover {len(devices)} devices; set mesh.data to -1")
+    return jax.make_mesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def spec(
+    names: Sequence[str | None], shape: Sequence[int], mesh: jax.sharding.Mesh
+) -> PartitionSpec:
+    """The partition of an array with these logical axes.
+
+    A dimension that its mesh axes do not divide stays whole, so that small models run on any mesh.
+    """
+    parts = []
+    for name, size in zip(names, shape, strict=True):
+        axes = AXES[name] if name else None
+        members = (axes,) if isinstance(axes, str) else axes or ()
+        ways = int(np.prod([mesh.shape[axis] for axis in members]))
+        parts.append(axes if ways > 1 and size % ways == 0 else None)
+    return PartitionSpec(*parts)
+
+
+def constrain(x: jax.Array, *names: str | None) -> jax.Array:
+    """Pins an activation to its logical axes under `jax.set_mesh`; the identity without a mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, spec(names, x.shape, mesh))
+
+
+def param_shardings(axes: Any, shapes: Any, mesh: jax.sharding.Mesh) -> Any:
+    """A NamedSharding for every parameter; `axes` has tuples of names where `shapes` has shapes."""
+    return jax.tree.map(
+        lambda shape, names: NamedSharding(mesh, spec(names, shape.shape, mesh)), shapes, axes
+    )
+
+
+def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: jax.sharding.Mesh, leading: int = 0) -> NamedSharding:
+    """Rows over (data, fsdp); `leading` axes before the rows (micro-batches) stay whole."""
+    return NamedSharding(mesh, PartitionSpec(*[None] * leading, AXES["batch"]))
+
+
+def row_ways(mesh: jax.sharding.Mesh) -> int:
+    """Over how many devices the rows of a batch are cut."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def place(batch: Mapping[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
+    """This process's rows -> global arrays, rows cut over (data, fsdp)."""
+    sharding = batch_sharding(mesh)
+    return {
+        name: jax.make_array_from_process_local_data(sharding, np.asarray(rows))
+        for name, rows in batch.items()
+    }
+
+
+def prefetch(
+    batches: Iterator[tuple[Mapping[str, np.ndarray], Extra]],
+    mesh: jax.sharding.Mesh,
+    depth: int = 2,
+) -> Iterator[tuple[dict[str, jax.Array], Extra]]:
+    """Reads and places batches in a thread, up to `depth` ahead, so that devices do not wait for the host.
+
+    What comes with a batch (the reader's position after it) is passed on beside it. An error of the reader is
+    raised here; closing the generator stops the thread.
+    """
+    ready: queue.Queue[Any] = queue.Queue(maxsize=depth)
+    stopped = threading.Event()
+
+    def put(item: Any) -> None:
+        while not stopped.is_set():
+            try:
+                return ready.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+
+    def work() -> None:
+        try:
+            for batch, extra in batches:
+                put((place(batch, mesh), extra))
+                if stopped.is_set():
+                    return
+            put(StopIteration())
+        except BaseException as error:  # raised again in the consumer's thread
+            put(error)
+
+    thread = threading.Thread(target=work, name="prefetch", daemon=True)
+    thread.start()
+    try:
+        while not isinstance(item := ready.get(), StopIteration):
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stopped.set()
+        thread.join()

@@ -1,0 +1,140 @@
+"""One training step: gradients of the summed loss, the update, and the numbers it reports."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from t0jax import models, optim, sharding
+from t0jax.config import Config
+from t0jax.objectives import text_to_text
+
+State = dict[str, Any]
+"""`params`, `optimizer` and `counters` (`step`, `bad_in_row`, `skipped`: int32 scalars)."""
+
+Batch = dict[str, jax.Array]
+
+Step = Callable[[State, Batch], tuple[State, dict[str, jax.Array]]]
+"""(state, batch) -> (state, float32 scalars to report)."""
+
+Objective = Callable[[models.Params, Batch, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
+"""(params, micro-batch, dropout key) -> (summed loss, sums with `normalizer`)."""
+
+
+def make_objective(config: Config, network: models.Network) -> Objective:
+    """The loss of this configuration as a function of (params, batch, key)."""
+
+    def objective(params, batch, key):
+        return text_to_text.loss_sums(
+            network,
+            params,
+            batch,
+            key if config.model.dropout_rate else None,
+            z_loss=config.train.z_loss,
+            normalization=config.train.loss_normalization,
+        )
+
+    return objective
+
+
+def accumulate(
+    objective: Objective,
+    params: models.Params,
+    batch: Batch,
+    key: jax.Array,
+    parts: int,
+) -> tuple[Any, dict[str, jax.Array]]:
+    """Gradients of the summed loss and all sums over `parts` micro-batches.
+
+    Row r belongs to micro-batch r % parts, so that every device keeps its rows.
+    """
+    grad = jax.value_and_grad(objective, has_aux=True)
+
+    def one(part: Batch, key: jax.Array) -> tuple[Any, dict[str, jax.Array]]:
+        (loss, sums), grads = grad(params, part, key)
+        return grads, {"loss": loss, **sums}
+
+    if parts == 1:
+        return one(batch, key)
+    cut = {
+        name: sharding.constrain(
+            x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1),
+            None,
+            "batch",
+            *[None] * (x.ndim - 1),
+        )
+        for name, x in batch.items()
+    }
+    keys = jax.random.split(key, parts)
+    zeros = jax.tree.map(
+        lambda x: jnp.zeros(x.shape, x.dtype),
+        jax.eval_shape(one, jax.tree.map(lambda x: x[0], cut), keys[0]),
+    )
+
+    def body(total, part):
+        return jax.tree.map(jnp.add, total, one(*part)), None
+
+    return jax.lax.scan(body, zeros, (cut, keys))[0]
+
+
+def make_step(
+    config: Config,
+    network: models.Network,
+    optimizer: optax.GradientTransformation,
+    mesh: jax.sharding.Mesh,
+) -> Step:
+    """The jitted step: (state, batch) -> (state, metrics); the state's buffers are donated.
+
+    A step whose loss or gradient norm is not finite changes nothing but the counters.
+    """
+    objective = make_objective(config, network)
+    schedule = optim.make_schedule(config.optimizer, config.train.steps)
+    base_key = jax.random.key(config.train.seed + 1)
+
+    def step(state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
+        counters = state["counters"]
+        key = jax.random.fold_in(base_key, counters["step"])
+        grads, sums = accumulate(
+            objective, state["params"], batch, key, config.train.grad_accumulation
+        )
+        scale = 1.0 / jnp.maximum(sums["normalizer"], 1e-9)
+        grads = jax.tree.map(lambda g: g * scale, grads)
+        norm = optax.tree.norm(grads)
+        loss = sums["loss"] * scale
+        good = jnp.isfinite(loss) & jnp.isfinite(norm)
+        updates, moments = optimizer.update(grads, state["optimizer"], state["params"])
+        fresh = {
+            "params": optax.apply_updates(state["params"], updates),
+            "optimizer": moments,
+        }
+        kept = {name: state[name] for name in fresh}
+        new = jax.tree.map(lambda a, b: jnp.where(good, a, b), fresh, kept)
+        bad = 1 - good.astype(jnp.int32)
+        new["counters"] = {
+            "step": counters["step"] + 1,
+            "bad_in_row": (counters["bad_in_row"] + 1) * bad,
+            "skipped": counters["skipped"] + bad,
+        }
+        tokens = jnp.maximum(sums["target_tokens"], 1.0)
+        report = {
+            "loss": loss,
+            "nll": sums["nll"] / tokens,
+            "accuracy": sums["correct"] / tokens,
+            "grad_norm": norm,
+            "learning_rate": jnp.asarray(schedule(counters["step"]), jnp.float32),
+            "target_tokens": sums["target_tokens"],
+            "examples": sums["examples"],
+            "skipped": new["counters"]["skipped"].astype(jnp.float32),
+            "bad_in_row": new["counters"]["bad_in_row"].astype(jnp.float32),
+        }
+        return new, report
+
+    jitted = jax.jit(step, donate_argnums=0)
+
+    def call(state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
+        with jax.set_mesh(mesh):
+            return jitted(state, batch)
+
+    return call
