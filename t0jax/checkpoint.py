@@ -158,6 +158,8 @@ def _check_shapes(step_folder: Path, abstract: State) -> None:
             raise ConfigError(
                 f"{step_folder} has no {part}: it holds parameters alone, use train.init_from weights"
             )
+        if saved[part] is None:
+            raise CheckpointError(f"{step_folder}/{part} is damaged: its table of arrays cannot be read")
         found = {_key(path): tuple(leaf.shape) for path, leaf in _leaves(saved[part])}
         wanted = {_key(path): tuple(leaf.shape) for path, leaf in _leaves(tree)}
         for name in sorted(found.keys() ^ wanted.keys())[:1]:
@@ -177,7 +179,7 @@ _SHAPE_HINT = (
 
 def _leaves(tree: Any) -> list[tuple[Any, Any]]:
     pairs = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: hasattr(x, "shape"))[0]
-    return [(path, leaf) for path, leaf in pairs if hasattr(leaf, "shape")]
+    return [(path, leaf) for path, leaf in pairs if hasattr(leaf, "shape")]  # drops empty nodes
 
 
 def _key(path: Any) -> str:

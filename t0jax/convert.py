@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import safetensors
@@ -24,16 +25,17 @@ from safetensors.numpy import save_file
 import t0jax
 from t0jax import config as cfg
 from t0jax import models
+from t0jax.data.vocabulary import EXTRA_IDS, Pieces
 
 SHARD_BYTES = 5_000_000_000
 """Largest safetensors file written; Hugging Face's own default."""
 
-EXTRA_IDS = 100
-"""Sentinels that T5 adds after the SentencePiece vocabulary, the first one last."""
-
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 MARK = "exported_by"
 """The key of `config.json` by which a folder written here is known."""
+
+
+Bound = tuple[models.Network, models.Params]
 
 
 class ConvertError(cfg.UserError, ValueError):
@@ -122,10 +124,12 @@ def name_table(network: models.Network) -> list[Entry]:
 # config.json
 
 _SAME_KEYS = (
-    "vocab_size d_model d_kv d_ff num_layers num_heads relative_attention_num_buckets "
-    "relative_attention_max_distance layer_norm_epsilon dropout_rate pad_token_id eos_token_id "
-    "decoder_start_token_id"
-).split()
+    *("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads"),
+    *("relative_attention_num_buckets", "relative_attention_max_distance", "layer_norm_epsilon"),
+    *("dropout_rate", "pad_token_id", "eos_token_id", "decoder_start_token_id"),
+)
+_T5_DEFAULTS = {"d_ff": 2048, "num_layers": 6, "num_heads": 8}
+"""T5Config's values for absent keys where they differ from `config.Model`'s, which are v1.1 small's."""
 _REFUSED = {"umt5": "it has a relative position bias in every layer, T5 one in each stack"}
 
 
@@ -153,16 +157,11 @@ def read_config(hf_dir: str | Path) -> cfg.Model:
     tied = found.get("scale_decoder_outputs", found.get("tie_word_embeddings", True))
     same = {key: found[key] for key in _SAME_KEYS if found.get(key) is not None}
     return cfg.Model(
-        **_hf_defaults() | same,
+        **_T5_DEFAULTS | same,
         num_decoder_layers=found.get("num_decoder_layers"),
         feed_forward_proj=activation,
         tie_word_embeddings=bool(tied) and kind == "t5",
     )
-
-
-def _hf_defaults() -> dict[str, Any]:
-    """T5Config's values where they differ from `config.Model`'s (which are v1.1 small's)."""
-    return {"d_ff": 2048, "num_layers": 6, "num_heads": 8}
 
 
 def hf_config(config: cfg.Model, dtype: str) -> dict[str, Any]:
@@ -537,32 +536,61 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
 # Tokenizer
 
 
-def check_vocabulary(pieces: int, config: cfg.Model, where: str | Path) -> None:
-    """Refuses a SentencePiece model of `pieces` pieces that, with its sentinels, outgrows the embedding.
+def check_vocabulary(size: int, config: cfg.Model, where: str | Path) -> None:
+    """Refuses a vocabulary of `size` ids, extra ids included, that outgrows the embedding.
 
     Raises:
         ConvertError: token ids would fall outside the table.
     """
-    if pieces + EXTRA_IDS > config.vocab_size:
+    if size > config.vocab_size:
         raise ConvertError(
-            f"{where} has {pieces} pieces and {EXTRA_IDS} extra ids, {pieces + EXTRA_IDS} in all, but the model's"
-            f" embedding has {config.vocab_size} rows; use the model's own vocabulary or a larger vocab_size"
+            f"{where} has {size} token ids, extra ids included, but the model's embedding has "
+            f"{config.vocab_size} rows; use the model's own vocabulary or a larger vocab_size"
         )
 
 
 def _write_tokenizer(folder: Path, model_file: Path, config: cfg.Model) -> None:
     """`spiece.model` and what makes `AutoTokenizer` read it as T5's."""
-    from sentencepiece import SentencePieceProcessor
-
-    check_vocabulary(SentencePieceProcessor(str(model_file)).vocab_size(), config, model_file)
+    check_vocabulary(Pieces(model_file).size, config, model_file)
     shutil.copyfile(model_file, folder / "spiece.model")
     special = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
-    sentinels = [f"<extra_id_{i}>" for i in range(EXTRA_IDS)]
-    _write_json(
-        folder / "tokenizer_config.json",
-        {"tokenizer_class": "T5Tokenizer", "extra_ids": EXTRA_IDS, **special}
-        | {"additional_special_tokens": sentinels, "model_max_length": 10**6},
-    )
-    _write_json(
-        folder / "special_tokens_map.json", {**special, "additional_special_tokens": sentinels}
-    )
+    special |= {"additional_special_tokens": [f"<extra_id_{i}>" for i in range(EXTRA_IDS)]}
+    settings = {"tokenizer_class": "T5Tokenizer", "extra_ids": EXTRA_IDS, "model_max_length": 10**6}
+    _write_json(folder / "tokenizer_config.json", settings | special)
+    _write_json(folder / "special_tokens_map.json", special)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Checking
+
+
+def stored_dtype(hf_dir: str | Path) -> str:
+    """The dtype of a directory's weights by NumPy's name, e.g. 'bfloat16'."""
+    tensor = open_tensors(hf_dir)["shared.weight"]
+    return tensor.read((slice(0, 1), slice(0, 1))).dtype.name
+
+
+def logit_difference(exported: Bound, original: Bound, dtype: str, seed: int = 0) -> float:
+    """Largest difference between two models' logits on random tokens.
+
+    Args:
+        exported: network and parameters read from an export.
+        original: those it was made from; their weights are rounded to `dtype` as the export's were.
+        dtype: of the export's file.
+        seed: of the tokens.
+    """
+    rounded = jax.tree.map(lambda x: x.astype(dtype).astype(jnp.float32), original[1])
+    batch = _random_batch(original[0].config.vocab_size, seed)
+    run = jax.jit(lambda network, params: network.bind(params)(batch), static_argnums=0)
+    return float(jnp.abs(run(*exported) - run(original[0], rounded)).max())
+
+
+def _random_batch(vocab_size: int, seed: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    inputs, targets = (rng.integers(0, vocab_size, (2, n), dtype=np.int32) for n in (24, 8))
+    return {
+        "encoder_input_tokens": inputs,
+        "encoder_segment_ids": np.ones_like(inputs),
+        "decoder_input_tokens": targets,
+        "decoder_segment_ids": np.ones_like(targets),
+    }

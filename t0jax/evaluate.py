@@ -1,22 +1,14 @@
-"""Rank classification: which of an example's choices is the most likely one?
+"""Rank classification over a mixture: accuracy of every prompt, then their median and spread by data set.
 
-One scorer serves every view of a prompted example. It takes (inputs, targets) pairs, encodes each
-distinct input of an example once and lays that input's targets side by side as segments of one decoder
-row. Rows of similar length share one compiled shape. Everything below `Evaluator` works on prepared
-`RankExample`s and needs neither TensorFlow nor seqio.
+`Evaluator` is prepared once and called with parameters as often as one likes. It streams the prompts' rows through
+`scoring.Scorer` and keeps scores alone; in a multi-process run each process reads and scores its own rows.
 """
 
-import dataclasses
+import functools
 import importlib
-import json
-import os
-import re
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
-from itertools import islice
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,306 +17,328 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from t0jax import config as config_lib
-from t0jax import sharding
+from t0jax.data import views
+from t0jax.data.rows import DataUnavailable, PromptedRows
+from t0jax.data.templates import Rendered
+from t0jax.data.vocabulary import Pieces, vocabulary_path
+from t0jax.metrics import note
 from t0jax.models import Network, Params
-from t0jax.objectives import text_to_text
+from t0jax.results import (
+    EvaluationError,
+    Results,
+    ResultsFolder,
+    ScoredRow,
+    accuracy,
+    chance,
+    macro_f1,
+    missing_lines,
+)
+from t0jax.scoring import RankExample, Scorer
 
-TARGET_COST = 2
-"""A decoder position costs about as much as two encoder positions (cross-attention and the vocabulary head);
-used only to choose how many rows fill a micro-batch."""
-
-
-class EvaluationError(ValueError):
-    """Something that cannot be scored; the message names the task, the row and the way out."""
-
-
-# ---- Scoring ---------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
+# Tasks
 
 
 @dataclass(frozen=True)
-class RankExample:
-    """One prompted example with tokenised choices.
+class RankTask:
+    """One prompt on one split, seen through a view."""
 
-    Attributes:
-        index: row of the data set.
-        pairs: K (inputs, targets) int arrays, one a choice; targets end with EOS. The direct view repeats the
-            same inputs K times, flipped and channel views have K different ones.
-        correct: indices of the right choices; several may be right.
-        task: number of the task in an evaluation of several.
-    """
-
-    index: int
-    pairs: tuple[tuple[np.ndarray, np.ndarray], ...]
-    correct: tuple[int, ...]
-    task: int = 0
-
-
-@dataclass
-class _Pending:
-    """An example some of whose rows are still to be scored."""
-
-    example: RankExample
-    scores: np.ndarray
-    missing: int = 0
-
-
-@dataclass
-class _Row:
-    """One input with the distinct targets that follow it: what one row of a micro-batch computes."""
-
-    owner: _Pending
-    inputs: np.ndarray
-    targets: list[np.ndarray] = field(default_factory=list)
-    choices: list[list[int]] = field(default_factory=list)
-    """For each target, the choices it is the text of (more than one when choices repeat)."""
+    name: str
+    rows: PromptedRows
+    view: str = "direct"
+    split: str = ""
+    """The split asked for; the rows' own may be another (ANLI's rounds)."""
 
     @property
-    def target_length(self) -> int:
-        return sum(map(len, self.targets))
+    def dataset(self) -> str:
+        own = self.rows.split
+        return self.rows.spec.name if own == self.split else f"{self.rows.spec.name}/{own}"
 
 
-def length_grid(longest: int, shortest: int, halves: bool) -> tuple[int, ...]:
-    """Bucket lengths: powers of two up to `longest`, with 1.5 times each between them if `halves`."""
-    grid, size = [], shortest
-    while size < longest:
-        grid += [size, size * 3 // 2] if halves else [size]
-        size *= 2
-    return (*(length for length in grid if length < longest), longest)
-
-
-def _bucket(length: int, grid: Sequence[int]) -> int:
-    return grid[int(np.searchsorted(grid, length))]
-
-
-def _group(pending: _Pending, settings: config_lib.Evaluate, eos: int, longest: int) -> list[_Row]:
-    """Cuts an example into rows: one a distinct input, more only if its targets exceed the longest row."""
-    rows: dict[bytes, _Row] = {}
-    done: list[_Row] = []
-    known: dict[tuple[bytes, bytes], list[int]] = {}
-    for choice, (inputs, targets) in enumerate(pending.example.pairs):
-        inputs = np.asarray(inputs, np.int32)[: settings.max_input_length]
-        # An empty input would leave nothing to attend to.
-        inputs = inputs if len(inputs) else np.array([eos], np.int32)
-        targets = np.asarray(targets, np.int32)[: settings.max_target_length]
-        source, text = inputs.tobytes(), targets.tobytes()
-        if (source, text) in known:
-            known[source, text].append(choice)
-            continue
-        row = rows.setdefault(source, _Row(pending, inputs))
-        if row.targets and row.target_length + len(targets) > longest:
-            done.append(row)
-            row = rows[source] = _Row(pending, inputs)
-        known[source, text] = [choice]
-        row.targets.append(targets)
-        row.choices.append(known[source, text])
-    return [*done, *rows.values()]
-
-
-def process_slice(mesh: jax.sharding.Mesh) -> tuple[int, int]:
-    """(index, count): which share of the rows this process feeds.
-
-    Processes that hold the same rows of a batch (a `model` axis over several of them) have one share together.
+def find_tasks(
+    mixture: str, modules: Sequence[str], split: str
+) -> tuple[list[RankTask], dict[str, str]]:
+    """The tasks of a seqio mixture, opened, and why others cannot be: (tasks, reason by name).
 
     Raises:
-        EvaluationError: two processes hold some rows in common but not all.
+        EvaluationError: an unknown mixture, or a task that is no prompt with answer choices.
+        t0jax.data.rows.DataError: a broken file, or a column that a prompt reads and the data lacks.
     """
-    blocks = mesh.devices.reshape(-1, mesh.shape["model"])
-    owners = [frozenset(device.process_index for device in block) for block in blocks]
-    groups = list(dict.fromkeys(owners))
-    mine = [i for i, group in enumerate(groups) if jax.process_index() in group]
-    if len(mine) != 1:
+    from t0jax.data import sources  # here: it imports TensorFlow, which scoring does without
+
+    for module in modules:
+        importlib.import_module(module)
+    try:
+        names = sorted(sources.members(mixture))
+    except ValueError as error:
+        raise EvaluationError(f"{error}: {', '.join(modules)}") from error
+    tasks, missing = [], {}
+    for name in names:
+        try:
+            tasks.append(_open_task(name, split))
+        except DataUnavailable as error:
+            missing[name] = str(error)
+    return tasks, missing
+
+
+def _open_task(name: str, split: str) -> RankTask:
+    from t0jax.data import sources
+
+    source = sources.seqio.TaskRegistry.get(name).source
+    if not isinstance(source, sources.PromptSource):
         raise EvaluationError(
-            f"mesh {dict(mesh.shape)} cuts a batch across processes unevenly; choose a `model` size that "
-            "divides a process's devices or is a multiple of them"
+            f"task {name!r} is not made from a prompt (its source is a {type(source).__name__}), so "
+            "its choices are not known; score tasks added with t0jax.data.sources"
         )
-    return mine[0], len(groups)
+    try:
+        rows = source.rows(split)
+    except ValueError as error:
+        raise DataUnavailable(source.spec.name, str(error)) from None
+    try:
+        rows.require_choices()
+    except ValueError as error:
+        raise EvaluationError(f"task {name!r}: {error}") from None
+    len(rows)  # opens the data: what is missing is known before anything is scored
+    return RankTask(name, rows, source.view, split)
 
 
-class Scorer:
-    """Sums of target log-probabilities, with one compiled program a (input, target) bucket.
+class Encoder:
+    """Rendered examples -> token ids in T0's way: inputs without EOS (unless asked), targets with."""
 
-    The shape in which a row is computed depends on that row's own lengths and on the machine, never on
-    `batch_size` or on its neighbours, so scores do not depend on them either.
-    """
+    def __init__(self, pieces: Pieces, settings: config_lib.Evaluate):
+        self._pieces, self._input_end = pieces, [pieces.eos_id] if settings.input_eos else []
+        # Most prompts have a few fixed choices.
+        self._targets = functools.lru_cache(maxsize=4096)(self._encode_target)
+        self._max_input = settings.max_input_length - len(self._input_end)
+
+    def _encode_target(self, text: str) -> np.ndarray:
+        return np.array([*self._pieces.encode(text), self._pieces.eos_id], np.int32)
+
+    def example(self, number: int, task: RankTask, row: int, rendered: Rendered) -> RankExample:
+        """The example of `task`, which is number `number` of an evaluation.
+
+        Raises:
+            EvaluationError: the right choice is hidden (-1) or not among the choices, or there is none to choose from.
+        """
+        try:
+            correct = views.correct_choices(rendered)
+            pairs = views.find_view(task.view).candidates(rendered)
+        except ValueError as error:
+            raise EvaluationError(f"task {task.name!r}, row {row}: {error}") from None
+        if not correct:
+            raise EvaluationError(_no_gold(task, row, rendered))
+        inputs = {text: self._encode_input(text) for text in {pair.inputs for pair in pairs}}
+        tokens = tuple((inputs[pair.inputs], self._targets(pair.targets)) for pair in pairs)
+        return RankExample(row, tokens, correct, number)
+
+    def _encode_input(self, text: str) -> np.ndarray:
+        return np.array([*self._pieces.encode(text)[: self._max_input], *self._input_end], np.int32)
+
+
+def _no_gold(task: RankTask, row: int, rendered: Rendered) -> str:
+    if not rendered.targets:
+        why = f"no known answer: labels of {task.rows.spec.name} {task.rows.split} are hidden or empty"
+    else:
+        why = f"the answer {rendered.targets!r} is not among the choices {list(rendered.choices or ())}"
+    return (
+        f"task {task.name!r}, row {row}: {why}; score a split with labels, or leave the prompt out"
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Evaluator
+
+
+class Evaluator:
+    """The evaluation of one mixture, prepared once: tasks are open, compiled shapes are kept between calls."""
 
     def __init__(
         self,
         network: Network,
         mesh: jax.sharding.Mesh,
+        data: config_lib.Data,
         settings: config_lib.Evaluate,
-        *,
-        row_tokens: int | None = None,
+        mixture: str,
+        split: str = "",
+        vocabulary: Path | None = None,
     ):
-        """Prepares; nothing is compiled before the first example of a bucket.
+        """Opens every task.
 
         Args:
-            network: the architecture.
-            mesh: (data, fsdp, model) devices that hold the parameters.
+            network, mesh: of the parameters to come.
+            data: `modules`, `eval_split`, `available_only` and, when not given below, `vocabulary`.
             settings: lengths and options.
-            row_tokens: padded positions a micro-batch has on each device that holds rows of its own; by default
-                2,048 on CPU, where more brings nothing, and 32,768 on an accelerator.
+            mixture: a seqio mixture or task.
+            split: `data.eval_split` when empty.
+            vocabulary: SentencePiece file; `data.vocabulary`, then `T0JAX_VOCABULARY`, when None.
+
+        Raises:
+            EvaluationError: unknown mixture, a prompt without choices, data sets missing and not
+                `data.available_only`, or a vocabulary larger than the model's.
         """
-        self.network, self.mesh, self.settings = network, mesh, settings
-        on_cpu = mesh.devices.flat[0].platform == "cpu"
-        self.row_tokens = row_tokens or (2048 if on_cpu else 32768)
-        self.slice, self.slices = process_slice(mesh)
-        self.window = max(1, 8 * settings.batch_size // self.slices)
-        self.input_lengths = length_grid(settings.max_input_length, 32, halves=True)
-        longest = max(1024, settings.max_target_length)
-        self.target_lengths = length_grid(longest, 8, halves=False)
-        self.buckets = [(s, t) for s in self.input_lengths for t in self.target_lengths]
-        self.compiled: set[tuple[int, int]] = set()
-        self._sums = jax.jit(self._rank_sums, out_shardings=sharding.batch_sharding(mesh))
+        self.settings, self.mixture, self.split = settings, mixture, split or data.eval_split
+        self.tasks, self.missing = find_tasks(mixture, data.modules, self.split)
+        if self.missing and (not data.available_only or not self.tasks):
+            lines = "\n".join(missing_lines(self.missing))
+            way_out = "" if not self.tasks else "\ngo on without them: --data.available_only true"
+            raise EvaluationError(f"data sets of {mixture} are missing\n{lines}{way_out}")
+        pieces = Pieces(vocabulary or data.vocabulary or vocabulary_path())
+        if pieces.size > network.config.vocab_size:
+            raise EvaluationError(
+                f"the vocabulary {pieces.path} has {pieces.size} ids, the model's embedding "
+                f"{network.config.vocab_size} rows; use the vocabulary the model was trained with"
+            )
+        self.encoder, self.scorer = Encoder(pieces, settings), Scorer(network, mesh, settings)
 
-    def score(
-        self, params: Params, examples: Iterable[RankExample]
-    ) -> Iterator[tuple[RankExample, np.ndarray]]:
-        """Streams (example, scores [K] float32 in nats) in the order of `examples`.
+    def __call__(
+        self,
+        params: Params,
+        folder: ResultsFolder | None = None,
+        progress: Callable[[str], None] = lambda line: None,
+    ) -> Results:
+        """Scores everything; the same on every process. Only the first process writes to `folder`.
 
-        In a multi-process run each process passes its own slice of the rows, and all must drain the iterator.
+        Args:
+            params: the network's parameters.
+            folder: where scores and results go as each task is finished; nowhere when None.
+            progress: is told of every finished task.
         """
-        for window in self.windows(params, examples):
-            yield from window
+        results = Results({}, dict(self.missing))
+        writes = folder is not None and jax.process_index() == 0
+        began = time.monotonic()
+        for number, rows in self._score(params):
+            task, seconds = self.tasks[number], time.monotonic() - began
+            found = results.tasks[task.name] = self._measure(task, rows, seconds)
+            began = time.monotonic()
+            if writes:
+                folder.write_scores(task.name, rows)
+                folder.write_results(results, complete=False)
+            rate = (
+                f"{found['accuracy']:.3f} (chance {found['chance']:.3f})"
+                if rows
+                else "applies to no row"
+            )
+            done = f"{len(results.tasks)}/{len(self.tasks)}"
+            progress(f"{done} {task.name}: {rate}, {found['n']} rows in {seconds:.1f} s")
+        if writes:
+            folder.write_results(results, complete=True)
+        return results
 
-    def windows(
-        self, params: Params, examples: Iterable[RankExample]
-    ) -> Iterator[list[tuple[RankExample, np.ndarray]]]:
-        """`score` in lists; every process gets the same number of them, so collectives may run in between.
+    def describe(self) -> dict[str, Any]:
+        """The settings that results depend on, for `ResultsFolder`."""
+        names = (
+            "max_input_length",
+            "max_target_length",
+            "length_normalize",
+            "input_eos",
+            "max_examples",
+        )
+        chosen = {name: getattr(self.settings, name) for name in names}
+        return {"mixture": self.mixture, "split": self.split, **chosen}
 
-        Full micro-batches are launched a window of examples at a time and read back after the next window was
-        prepared, so that the host works while the device does. Partly filled ones wait for one more window.
-        """
-        params = self.shard(params)
-        source = iter(examples)
-        waiting: dict[tuple[int, int], deque[_Row]] = {bucket: deque() for bucket in self.buckets}
-        order: deque[_Pending] = deque()
-        flying: list[tuple[list[_Row], jax.Array]] = []
-        last = False
-        while not last:
-            stale = {bucket for bucket, rows in waiting.items() if rows}
-            drawn = list(islice(source, self.window))
-            for example in drawn:
-                order.append(self._enqueue(example, waiting))
-            plan, last = self._plan(waiting, stale, exhausted=len(drawn) < self.window)
-            launched = [
-                self._launch(params, bucket, waiting[bucket])
-                for bucket, count in plan.items()
-                for _ in range(count)
-            ]
-            self._land(flying)
-            flying = launched
-            if last:
-                self._land(flying)
-            yield list(_finished(order))
+    def _score(self, params: Params) -> Iterator[tuple[int, list[ScoredRow]]]:
+        """(task number, its rows of all processes in order) as tasks are finished."""
+        kept: list[list[ScoredRow]] = [[] for _ in self.tasks]
+        reached = sent = 0
+        for window in self.scorer.windows(params, self._examples()):
+            for example, scores in window:
+                kept[example.task].append(ScoredRow(example.index, scores, example.correct))
+                reached = example.task
+            # Examples come back in order: tasks before the one reached, on every process, are finished.
+            finished = _least(reached)
+            for number in range(sent, finished):
+                yield number, gather_rows(kept[number])
+                kept[number] = []
+            sent = finished
+        for number in range(sent, len(self.tasks)):
+            yield number, gather_rows(kept[number])
 
-    def shard(self, params: Params) -> Params:
-        """Parameters on this scorer's mesh; costs nothing when they already are."""
-        shardings = sharding.param_shardings(self.network.axes, self.network.shapes, self.mesh)
-        return jax.device_put(params, shardings)
+    def _examples(self) -> Iterator[RankExample]:
+        """This process's rows of every task."""
+        for number, task in enumerate(self.tasks):
+            for row in range(self.scorer.slice, self._size(task), self.scorer.slices):
+                rendered = task.rows[row]
+                if rendered is not None:
+                    yield self.encoder.example(number, task, row, rendered)
 
-    def rows(self, bucket: tuple[int, int]) -> int:
-        """Rows of a bucket's micro-batch over all processes."""
-        inputs, targets = bucket
-        each = max(1, self.row_tokens // (inputs + TARGET_COST * targets))
-        return each * sharding.row_ways(self.mesh)
+    def _size(self, task: RankTask) -> int:
+        limit = self.settings.max_examples
+        return min(len(task.rows), limit) if limit else len(task.rows)
 
-    def _rank_sums(self, params: Params, batch: Mapping[str, jax.Array]) -> jax.Array:
-        # As many columns as positions: the number of choices then needs no compiled shape of its own.
-        columns = batch["decoder_target_tokens"].shape[1]
-        return text_to_text.rank_sums(self.network, params, batch, columns)[0]
-
-    def _enqueue(
-        self, example: RankExample, waiting: Mapping[tuple[int, int], deque[_Row]]
-    ) -> _Pending:
-        pending = _Pending(example, np.zeros(len(example.pairs), np.float32))
-        longest = self.target_lengths[-1]
-        for row in _group(pending, self.settings, self.network.config.eos_token_id, longest):
-            pending.missing += 1
-            shape = len(row.inputs), row.target_length
-            waiting[
-                _bucket(shape[0], self.input_lengths), _bucket(shape[1], self.target_lengths)
-            ].append(row)
-        return pending
-
-    def _plan(
-        self, waiting: Mapping[tuple[int, int], deque[_Row]], stale: set, exhausted: bool
-    ) -> tuple[dict[tuple[int, int], int], bool]:
-        """How many micro-batches of each bucket to launch now, the same on every process, and whether that is all.
-
-        A process with fewer rows than another launches padding.
-        """
-        size = {bucket: self.rows(bucket) // self.slices for bucket in waiting}
-        full = [
-            -(-len(rows) // size[b]) if b in stale else len(rows) // size[b]
-            for b, rows in waiting.items()
-        ]
-        everything = [-(-len(rows) // size[b]) for b, rows in waiting.items()]
-        votes = np.array([[int(not exhausted), *full], [0, *everything]], np.int32)
-        if jax.process_count() > 1:
-            votes = multihost_utils.process_allgather(votes).max(axis=0)
-        last = not votes[0, 0]
-        counts = votes[int(last), 1:]
-        return {bucket: int(n) for bucket, n in zip(waiting, counts, strict=True) if n}, last
-
-    def _launch(
-        self, params: Params, bucket: tuple[int, int], queue: deque[_Row]
-    ) -> tuple[list[_Row], jax.Array]:
-        """Starts one micro-batch with up to its number of rows from `queue`; sums come back as [rows, T]."""
-        size = self.rows(bucket) // self.slices
-        rows = [queue.popleft() for _ in range(min(size, len(queue)))]
-        batch = pack_rows(rows, size, *bucket, self.network.config.decoder_start_token_id)
-        self.compiled.add(bucket)
-        with jax.set_mesh(self.mesh):
-            return rows, self._sums(params, sharding.place(batch, self.mesh))
-
-    def _land(self, flying: Iterable[tuple[list[_Row], jax.Array]]) -> None:
-        """Waits for launched micro-batches and hands each sum to the choices it belongs to."""
-        for rows, sums in flying:
-            local = _local_rows(sums)
-            for row, values in zip(rows, local, strict=False):
-                for target, choices, value in zip(row.targets, row.choices, values, strict=False):
-                    length = (
-                        np.float32(len(target)) if self.settings.length_normalize else np.float32(1)
-                    )
-                    row.owner.scores[choices] = value / length
-                row.owner.missing -= 1
+    def _measure(self, task: RankTask, rows: Sequence[ScoredRow], seconds: float) -> dict[str, Any]:
+        bad = next((row.row for row in rows if not np.isfinite(row.scores).all()), None)
+        if bad is not None:
+            raise EvaluationError(
+                f"task {task.name!r}, row {bad}: a score is not finite; the model's weights are broken, or "
+                "float16-like overflow: use float32 or bfloat16"
+            )
+        gold, predicted = [row.gold for row in rows], [row.prediction for row in rows]
+        rates = (
+            {
+                "accuracy": accuracy(rows),
+                "macro_f1": macro_f1(gold, predicted),
+                "chance": chance(rows),
+            }
+            if rows
+            else {}
+        )
+        return {
+            **rates,
+            "n": len(rows),
+            "dataset": task.dataset,
+            "prompt": task.rows.template_name,
+            "coverage": len(rows) / max(1, self._size(task)),
+            "seconds": round(seconds, 3),
+        }
 
 
-def pack_rows(
-    rows: Sequence[_Row], size: int, input_length: int, target_length: int, start: int
-) -> dict[str, np.ndarray]:
-    """A micro-batch [size, input_length] and [size, target_length]; rows beyond `rows` are padding (id 0)."""
-    inputs = np.zeros((2, size, input_length), np.int32)
-    decoder = np.zeros((3, size, target_length), np.int32)
+def _least(value: int) -> int:
+    if jax.process_count() == 1:
+        return value
+    return int(np.min(multihost_utils.process_allgather(np.int32(value))))
+
+
+def gather_rows(rows: Sequence[ScoredRow]) -> list[ScoredRow]:
+    """The rows of all processes, each once, by row number; a collective in a multi-process run."""
+    if jax.process_count() > 1:
+        rows = _exchange(rows)
+    return sorted({row.row: row for row in rows}.values(), key=lambda row: row.row)
+
+
+def _exchange(rows: Sequence[ScoredRow]) -> list[ScoredRow]:
+    sizes = np.array([len(rows), max((len(row.scores) for row in rows), default=0)], np.int32)
+    count, choices = multihost_utils.process_allgather(sizes).max(axis=0)
+    # Padding rows have number -1; absent choices are marked, as NaN may be a score.
+    numbers = np.full((count, 2), -1, np.int32)
+    scores = np.zeros((count, choices), np.float32)
+    correct = np.zeros((count, choices), bool)
     for i, row in enumerate(rows):
-        inputs[0, i, : len(row.inputs)] = row.inputs
-        inputs[1, i, : len(row.inputs)] = 1
-        at = 0
-        for segment, target in enumerate(row.targets, start=1):
-            end = at + len(target)
-            decoder[0, i, at:end] = [start, *target[:-1]]
-            decoder[1, i, at:end] = target
-            decoder[2, i, at:end] = segment
-            at = end
-    return {
-        "encoder_input_tokens": inputs[0],
-        "encoder_segment_ids": inputs[1],
-        "decoder_input_tokens": decoder[0],
-        "decoder_target_tokens": decoder[1],
-        "decoder_segment_ids": decoder[2],
-        "decoder_loss_weights": (decoder[2] > 0).astype(np.float32),
-    }
+        numbers[i] = row.row, len(row.scores)
+        scores[i, : len(row.scores)] = row.scores
+        correct[i, list(row.correct)] = True
+    everyone = multihost_utils.process_allgather((numbers, scores, correct))
+    numbers, scores, correct = (np.concatenate(list(part)) for part in everyone)
+    return [
+        ScoredRow(int(row), scores[i, :k], tuple(map(int, np.flatnonzero(correct[i]))))
+        for i, (row, k) in enumerate(numbers)
+        if row >= 0
+    ]
 
 
-def _local_rows(sums: jax.Array) -> np.ndarray:
-    """The rows that this process fed, in its own order."""
-    if sums.is_fully_addressable:
-        return np.asarray(sums)
-    shards = {shard.index[0].start or 0: shard.data for shard in sums.addressable_shards}
-    return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
-
-
-def _finished(order: deque[_Pending]) -> Iterator[tuple[RankExample, np.ndarray]]:
-    while order and not order[0].missing:
-        pending = order.popleft()
-        yield pending.example, pending.scores
+def evaluate_mixture(
+    network: Network,
+    params: Params,
+    mesh: jax.sharding.Mesh,
+    data: config_lib.Data,
+    settings: config_lib.Evaluate,
+    mixture: str,
+    output_dir: Path | None = None,
+    model: str = "",
+    overwrite: bool = False,
+) -> Results:
+    """Scores `mixture` once; results go to `output_dir` when given. Arguments and errors as in `Evaluator`."""
+    evaluator = Evaluator(network, mesh, data, settings, mixture)
+    folder = None
+    if output_dir is not None:
+        folder = ResultsFolder(output_dir, {"model": model, **evaluator.describe()}, overwrite)
+    return evaluator(params, folder, note)

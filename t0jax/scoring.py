@@ -5,8 +5,9 @@ lays that input's targets side by side as segments of one decoder row. Rows of s
 shape. Nothing here reads data: examples come tokenised, so neither TensorFlow nor seqio is needed.
 """
 
+import functools
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -15,7 +16,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from t0jax import config as config_lib
-from t0jax import sharding
+from t0jax import models, sharding
 from t0jax.models import Network, Params
 from t0jax.objectives import text_to_text
 
@@ -66,11 +67,11 @@ class _Row:
         return sum(map(len, self.targets))
 
 
-def length_grid(longest: int, shortest: int, halves: bool) -> tuple[int, ...]:
-    """Bucket lengths: powers of two up to `longest`, with 1.5 times each between them if `halves`."""
+def length_grid(longest: int, shortest: int, halves_from: int) -> tuple[int, ...]:
+    """Bucket lengths up to `longest`: powers of two, and from `halves_from` on 1.5 times each too."""
     grid, size = [], shortest
     while size < longest:
-        grid += [size, size * 3 // 2] if halves else [size]
+        grid += [size, size * 3 // 2] if size >= halves_from else [size]
         size *= 2
     return (*(length for length in grid if length < longest), longest)
 
@@ -123,6 +124,19 @@ def process_slice(mesh: jax.sharding.Mesh) -> tuple[int, int]:
     return mine[0], len(groups)
 
 
+@functools.lru_cache(maxsize=8)
+def _program(config: config_lib.Model, mesh: jax.sharding.Mesh) -> Callable[..., jax.Array]:
+    """(parameters, micro-batch) -> sums [rows, T]; scorers of one model and mesh share what was compiled."""
+    network = models.build(config)
+
+    def sums(params: Params, batch: Mapping[str, jax.Array]) -> jax.Array:
+        # As many columns as positions: the number of choices then needs no compiled shape of its own.
+        columns = batch["decoder_target_tokens"].shape[1]
+        return text_to_text.rank_sums(network, params, batch, columns)[0]
+
+    return jax.jit(sums, out_shardings=sharding.batch_sharding(mesh))
+
+
 class Scorer:
     """Sums of target log-probabilities, with one compiled program a (input, target) bucket.
 
@@ -152,12 +166,12 @@ class Scorer:
         self.row_tokens = row_tokens or (2048 if on_cpu else 32768)
         self.slice, self.slices = process_slice(mesh)
         self.window = max(1, 8 * settings.batch_size // self.slices)
-        self.input_lengths = length_grid(settings.max_input_length, 32, halves=True)
+        self.input_lengths = length_grid(settings.max_input_length, 32, halves_from=64)
         longest = max(1024, settings.max_target_length)
-        self.target_lengths = length_grid(longest, 8, halves=False)
+        self.target_lengths = length_grid(longest, 8, halves_from=longest)
         self.buckets = [(s, t) for s in self.input_lengths for t in self.target_lengths]
         self.compiled: set[tuple[int, int]] = set()
-        self._sums = jax.jit(self._rank_sums, out_shardings=sharding.batch_sharding(mesh))
+        self._sums = _program(network.config, mesh)
 
     def score(
         self, params: Params, examples: Iterable[RankExample]
@@ -210,11 +224,6 @@ class Scorer:
         inputs, targets = bucket
         each = max(1, self.row_tokens // (inputs + TARGET_COST * targets))
         return each * sharding.row_ways(self.mesh)
-
-    def _rank_sums(self, params: Params, batch: Mapping[str, jax.Array]) -> jax.Array:
-        # As many columns as positions: the number of choices then needs no compiled shape of its own.
-        columns = batch["decoder_target_tokens"].shape[1]
-        return text_to_text.rank_sums(self.network, params, batch, columns)[0]
 
     def _enqueue(
         self, example: RankExample, waiting: Mapping[tuple[int, int], deque[_Row]]

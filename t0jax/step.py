@@ -1,10 +1,11 @@
-"""One training step: gradients of the summed loss, the update, and the numbers it reports."""
+"""The training state and one step: gradients of the summed loss, the update, what it reports."""
 
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from t0jax import models, optim, sharding
@@ -21,6 +22,29 @@ Step = Callable[[State, Batch], tuple[State, dict[str, jax.Array]]]
 
 Objective = Callable[[models.Params, Batch, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
 """(params, micro-batch, dropout key) -> (summed loss, sums with `normalizer`)."""
+
+
+def init_state(
+    config: Config,
+    network: models.Network,
+    optimizer: optax.GradientTransformation,
+    mesh: jax.sharding.Mesh,
+    params: models.Params | None = None,
+) -> State:
+    """A fresh state, each shard created where it lives; from `params` or random weights."""
+    param_shardings = sharding.param_shardings(network.axes, network.shapes, mesh)
+    if params is None:
+        init = jax.jit(network.init, out_shardings=param_shardings)
+        params = init(jax.random.key(config.train.seed))
+    state_shapes = jax.eval_shape(optimizer.init, network.shapes)
+    axes = optim.state_axes(optimizer, network.shapes, network.axes)
+    state_shardings = sharding.param_shardings(axes, state_shapes, mesh)
+    zero = jax.device_put(np.int32(0), sharding.replicated(mesh))
+    return {
+        "params": params,
+        "optimizer": jax.jit(optimizer.init, out_shardings=state_shardings)(params),
+        "counters": {"step": zero, "bad_in_row": zero.copy(), "skipped": zero.copy()},
+    }
 
 
 def make_objective(config: Config, network: models.Network) -> Objective:

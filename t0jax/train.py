@@ -24,7 +24,7 @@ from t0jax.config import Config, ConfigError
 from t0jax.data import loader as loader_lib
 from t0jax.data import vocabulary as vocabulary_lib
 from t0jax.metrics import note
-from t0jax.step import State, Step, make_step
+from t0jax.step import State, Step, init_state, make_step
 
 Batch = dict[str, np.ndarray]
 
@@ -182,29 +182,6 @@ def make_evaluator(
 
 # ---------------------------------------------------------------------------------------------------------------------
 # State
-
-
-def init_state(
-    config: Config,
-    network: models.Network,
-    optimizer: optax.GradientTransformation,
-    mesh: jax.sharding.Mesh,
-    params: models.Params | None = None,
-) -> State:
-    """A fresh state, each shard created where it lives; from `params` or random weights."""
-    param_shardings = sharding.param_shardings(network.axes, network.shapes, mesh)
-    if params is None:
-        init = jax.jit(network.init, out_shardings=param_shardings)
-        params = init(jax.random.key(config.train.seed))
-    state_shapes = jax.eval_shape(optimizer.init, network.shapes)
-    axes = optim.state_axes(optimizer, network.shapes, network.axes)
-    state_shardings = sharding.param_shardings(axes, state_shapes, mesh)
-    zero = jax.device_put(np.int32(0), sharding.replicated(mesh))
-    return {
-        "params": params,
-        "optimizer": jax.jit(optimizer.init, out_shardings=state_shardings)(params),
-        "counters": {"step": zero, "bad_in_row": zero.copy(), "skipped": zero.copy()},
-    }
 
 
 def start_state(

@@ -1,6 +1,7 @@
 """T5 against PyTorch's (transformers), and against itself under packing, scanning, remat, bf16 and meshes."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from t0jax import convert, models, sharding
 from t0jax.models import attention
 
 SMALL = cfg.Model(
-    vocab_size=96, d_model=32, d_kv=8, d_ff=64, num_layers=3, num_heads=4, dropout_rate=0.1
+    vocab_size=96, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, dropout_rate=0.1
 )
 V10 = dataclasses.replace(SMALL, feed_forward_proj="relu", tie_word_embeddings=True)
 UNEQUAL = dataclasses.replace(SMALL, num_layers=1, num_decoder_layers=3)
@@ -70,10 +71,14 @@ def mean_nll(config, params, batch, key=None):
     return (nll * weights).sum() / weights.sum(), logits
 
 
+@functools.lru_cache
+def compiled(config):
+    return jax.jit(jax.value_and_grad(functools.partial(mean_nll, config), has_aux=True))
+
+
 def forward_backward(config, params, batch, key=None):
     """(loss, logits at real targets zeroed elsewhere, gradients)."""
-    run = jax.jit(jax.value_and_grad(lambda *args: mean_nll(config, *args), has_aux=True))
-    (loss, logits), grads = run(params, batch, key)
+    (loss, logits), grads = compiled(config)(params, batch, key)
     return loss, logits * batch["decoder_loss_weights"][..., None], grads
 
 
@@ -162,7 +167,7 @@ def test_windows_are_diagonals(queries, keys):
 
 
 def test_packed_is_unpacked():
-    params, batch = make_params(SMALL), make_batch(SMALL, rows=4)
+    params, batch = make_params(SMALL), make_batch(SMALL)
     loss, logits, grads = forward_backward(SMALL, params, batch)
     packed_loss, packed_logits, packed_grads = forward_backward(SMALL, params, pack(batch))
     assert_close(packed_loss, loss, 1e-5)
@@ -193,30 +198,34 @@ def test_targets_side_by_side_read_one_input():
 
 def test_a_row_without_any_token_is_finite():
     """Rows that fill up a batch must neither be NaN nor make gradients NaN."""
-    params, batch = make_params(SMALL), make_batch(SMALL, rows=2)
+    params, batch = make_params(SMALL), make_batch(SMALL)
     empty = {name: np.concatenate([rows, 0 * rows]) for name, rows in batch.items()}
     loss, _, grads = forward_backward(SMALL, params, batch)
     full_loss, full_logits, full_grads = forward_backward(SMALL, params, empty)
     assert np.isfinite(full_logits).all()
-    assert_close((full_loss, full_grads), (loss, grads), 1e-6)
+    assert_close((full_loss, full_grads), (loss, grads), 1e-5)
 
 
 @pytest.mark.parametrize("key", [None, 3], ids=["no dropout", "dropout"])
 @pytest.mark.parametrize(
     "changes",
-    [{"scan_layers": False}, {"remat": "dots"}, {"remat": "full"}]
-    + [{"scan_layers": False, "remat": "full"}],
+    [
+        {"scan_layers": False},
+        {"remat": "dots"},
+        {"remat": "full"},
+        {"scan_layers": False, "remat": "full"},
+    ],
     ids=str,
 )
 def test_scan_and_remat_change_nothing(changes, key):
     key = None if key is None else jax.random.key(key)
-    params, batch = make_params(SMALL), make_batch(SMALL, rows=2)
+    params, batch = make_params(SMALL), make_batch(SMALL)
     expected = forward_backward(SMALL, params, batch, key)
-    assert_close(forward_backward(with_model(**changes), params, batch, key), expected, 2e-6)
+    assert_close(forward_backward(with_model(**changes), params, batch, key), expected, 2e-5)
 
 
 def test_dropout_needs_a_key_and_keeps_the_mean():
-    params, batch = make_params(SMALL), make_batch(SMALL, rows=2)
+    params, batch = make_params(SMALL), make_batch(SMALL)
     plain = forward_backward(SMALL, params, batch)[1]
     rate0 = forward_backward(with_model(dropout_rate=0.0), params, batch, jax.random.key(0))[1]
     np.testing.assert_array_equal(rate0, plain)
@@ -224,14 +233,13 @@ def test_dropout_needs_a_key_and_keeps_the_mean():
     np.testing.assert_array_equal(dropped[0], dropped[1])
     assert np.abs(dropped[0] - dropped[2]).max() > 0.1
     assert np.abs(dropped[0] - plain).max() > 0.1
-    x = jnp.ones((64, 3, 500))
-    y = np.asarray(models.layers.dropout(x, 0.1, jax.random.key(0)))
-    assert abs(y.mean() - 1) < 0.01
-    assert set(np.unique(y)) == {0.0, np.float32(1 / 0.9)}
+    (noise,) = models.layers.dropout_noise(jax.random.key(0), 0.1, (64,), [(500,)])
+    assert abs(noise.mean() - 1) < 0.01
+    np.testing.assert_array_equal(np.unique(noise), np.float32([0, 1 / 0.9]))
 
 
-@pytest.mark.parametrize("base", [SMALL, V10], ids=["v1.1", "v1.0"])
-def test_bfloat16_is_near_float32(base):
+def test_bfloat16_is_near_float32():
+    base = SMALL
     params, batch = models.build(base).init(jax.random.key(0)), make_batch(base)
     loss, _, grads = forward_backward(base, params, batch)
     half = dataclasses.replace(base, dtype="bfloat16")
@@ -288,5 +296,5 @@ def test_parameters_of_another_architecture_are_refused():
 def test_cudnn_says_what_it_needs():
     config = with_model(attention="cudnn", dtype="bfloat16")
     params = models.build(config).init(jax.random.key(0))
-    with pytest.raises(ValueError, match="set model.attention to 'xla'"):
+    with pytest.raises(ValueError, match=r"set model\.attention to 'xla'"):
         mean_nll(config, params, make_batch(config))

@@ -4,6 +4,7 @@ The copy carries the size and time of the file it was made from and is made anew
 open it share its pages.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -53,7 +54,11 @@ def _is_current(target: Path, stamp: bytes) -> bool:
 
 
 def write_atomically(target: Path, write: Callable[[Path], None]) -> None:
-    """Several processes may write the same file at once: each writes its own part, the last rename stays."""
+    """Several processes may write the same file at once: each writes its own part, the last rename stays.
+
+    Raises:
+      DataError: it cannot be written; nothing is left behind.
+    """
     part = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -61,10 +66,11 @@ def write_atomically(target: Path, write: Callable[[Path], None]) -> None:
         os.replace(part, target)
     except OSError as error:
         raise DataError(
-            f"cannot write the row cache {target}: {error}; set T0JAX_CACHE_DIR"
+            f"cannot write {target}: {error} (T0JAX_CACHE_DIR names the cache folder)"
         ) from error
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink()
 
 
 def digest(text: str) -> str:
@@ -79,8 +85,6 @@ def map_arrow(path: str) -> list[pa.RecordBatch]:
     except pa.ArrowInvalid:  # the Hub's cache holds streams
         return pa.ipc.open_stream(pa.memory_map(path)).read_all().to_batches()
     return [reader.get_batch(k) for k in range(reader.num_record_batches)]
-
-
 
 
 def _write_batches(
@@ -150,7 +154,7 @@ def _json_batches(path: Path, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
             if len(names) > len(found):
                 found = pa.Table.from_pylist([{**names, **row} for row in chunk]).schema
             wide = pa.unify_schemas([schema, found], promote_options="permissive")
-        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
             raise DataError(f"{path}: the rows' types do not agree: {error}") from error
         if wide != schema:
             raise _WiderSchema(wide)
@@ -159,7 +163,7 @@ def _json_batches(path: Path, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
 
 def _json_chunks(path: Path) -> Iterator[list[dict[str, Any]]]:
     chunk: list[dict[str, Any]] = []
-    with path.open(encoding="utf-8") as lines:
+    with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
                 chunk.append(_json_row(line, path, number))
@@ -170,10 +174,10 @@ def _json_chunks(path: Path) -> Iterator[list[dict[str, Any]]]:
         yield chunk
 
 
-def _json_row(line: str, path: Path, number: int) -> dict[str, Any]:
+def _json_row(line: bytes, path: Path, number: int) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # broken JSON or text that is not UTF-8
         raise DataError(f"{path}, line {number}: not JSON ({error})") from error
     if not isinstance(row, dict):
         raise DataError(f"{path}, line {number}: not an object but {type(row).__name__}")

@@ -9,35 +9,34 @@ Batches are dictionaries of numpy arrays, this process's rows only: see `packing
 """
 
 import abc
-import dataclasses
+import base64
+import difflib
 import hashlib
 import importlib
+import itertools
 import json
 import logging
-import os
-import pickle
-import subprocess
-import sys
-import weakref
+import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from t0jax import config
+from t0jax.data.packing import shift_right
 from t0jax.data.reading import (
     Batch,
-    Failure,
     Job,
     PartReader,
     Place,
-    ReadError,
+    ReaderProcess,
     Stream,
     Task,
     concatenate,
     read_texts,
 )
 from t0jax.data.rows import DataUnavailable
+from t0jax.data.views import find_view
 from t0jax.data.vocabulary import Pieces, vocabulary_path
 
 log = logging.getLogger("t0jax")
@@ -65,7 +64,7 @@ class Loader(abc.ABC):
           config.ConfigError: the state is of another stream (data, seed, lengths, shards ...).
         """
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027
         """Lets go of processes and memory; the loader may still be restored or go on."""
 
     def __enter__(self) -> "Loader":
@@ -91,7 +90,7 @@ class IndexLoader(Loader):
         own = stream.data.shards // process_count
         self._shard_rows = stream.data.batch_size // stream.data.shards
         shards = range(process_index * own, (process_index + 1) * own)
-        self._places: dict[int, Place] = {shard: (0, 0) for shard in shards}
+        self._places: dict[int, Place] = dict.fromkeys(shards, (0, 0))
         self._readers: list[PartReader | ReaderProcess] = []
 
     def __next__(self) -> Batch:
@@ -112,7 +111,9 @@ class IndexLoader(Loader):
 
     def restore(self, state: Mapping[str, Any]) -> None:
         differences = _differences(state.get("stream", {}), fingerprint(self._stream))
-        missing = [str(shard) for shard in self._places if str(shard) not in state.get("shards", {})]
+        missing = [
+            str(shard) for shard in self._places if str(shard) not in state.get("shards", {})
+        ]
         if missing:
             differences.append(f"it has no place for the shards {', '.join(missing)}")
         if differences:
@@ -134,15 +135,22 @@ class IndexLoader(Loader):
             return [PartReader(self._stream, self._shard_rows, self._places)]
         shards = list(self._places)
         cuts = [len(shards) * i // count for i in range(count + 1)]
-        runs = [shards[a:b] for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
-        jobs = [Job(self._stream, self._shard_rows, {s: self._places[s] for s in run}) for run in runs]
-        return [ReaderProcess(job) for job in jobs]
+        runs = [shards[a:b] for a, b in itertools.pairwise(cuts)]
+        jobs = [
+            Job(self._stream, self._shard_rows, {s: self._places[s] for s in run}) for run in runs
+        ]
+        readers = [ReaderProcess(job) for job in jobs]
+        for reader in readers:
+            reader.start()
+        return readers
 
 
 def check_layout(data: config.Data, process_count: int) -> None:
     """Raises ConfigError unless shards, batch and processes divide as they must."""
     if data.shards < 1 or data.shards % process_count:
-        raise config.ConfigError(f"data.shards={data.shards} must be a multiple of the {process_count} processes")
+        raise config.ConfigError(
+            f"data.shards={data.shards} must be a multiple of the {process_count} processes"
+        )
     if data.batch_size < 1 or data.batch_size % data.shards:
         raise config.ConfigError(
             f"data.batch_size={data.batch_size} must be a multiple of data.shards={data.shards}"
@@ -155,9 +163,12 @@ def check_layout(data: config.Data, process_count: int) -> None:
 def fingerprint(stream: Stream) -> dict[str, Any]:
     """What a position is only valid with: the settings, and a digest of the tasks and the vocabulary."""
     names = ("seed", "shards", "pack", "pack_rows", "input_length", "target_length", "input_eos")
-    tasks = [[task.name, len(task.rows), task.rate] for task in stream.tasks]
+    tasks = [[task.name, task.length, task.rate] for task in stream.tasks]
     settings = {f"data.{name}": getattr(stream.data, name) for name in names}
-    return settings | {"tasks": _digest(json.dumps(tasks)), "vocabulary": _vocabulary_digest(stream.encoder)}
+    return settings | {
+        "tasks": _digest(json.dumps(tasks)),
+        "vocabulary": _vocabulary_digest(stream.encoder),
+    }
 
 
 def _vocabulary_digest(encoder: Any) -> str:
@@ -171,65 +182,16 @@ def _digest(content: str | bytes) -> str:
 
 
 def _differences(saved: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    return [f"{name} was {saved.get(name)}, is {here[name]}" for name in here if saved.get(name) != here[name]]
+    return [
+        f"{name} was {saved.get(name)}, is {here[name]}"
+        for name in here
+        if saved.get(name) != here[name]
+    ]
 
 
 def _place(pair: list[int]) -> Place:
     start, given = pair
     return int(start), int(given)
-
-
-class ReaderProcess:
-    """A `PartReader` in a process of its own: a fresh interpreter that imports neither TensorFlow nor JAX.
-
-    Not `multiprocessing`, whose spawned children import the parent's main module first. The process gets its own
-    session, so Ctrl-C reaches the parent alone, and it ends as soon as its stdin closes, however the parent ends.
-    """
-
-    def __init__(self, job: Job):
-        command = [sys.executable, "-c", "from t0jax.data.reading import serve; serve()"]
-        path = [entry or os.getcwd() for entry in sys.path]
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(path), "OPENBLAS_NUM_THREADS": "1"}
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, start_new_session=True
-        )
-        self._stop = weakref.finalize(self, _stop_process, self._process)
-        self._message = pickle.dumps(path) + pickle.dumps(job)
-        self._told = False
-
-    def read(self) -> tuple[Batch, dict[int, Place]]:
-        """The next part and the places after it; waits for the process if need be."""
-        try:
-            self._tell()
-            message = pickle.load(self._process.stdout)
-        except (EOFError, BrokenPipeError, pickle.UnpicklingError) as error:
-            code = self._process.wait()
-            raise ReadError(f"a reader process died with exit code {code} (-9: killed, perhaps for memory)") from error
-        if isinstance(message, Failure):
-            error = ReadError(message.message)
-            error.add_note(f"In the reader process:\n{message.details}")
-            raise error
-        return message
-
-    def close(self) -> None:
-        """Ends the process at once."""
-        self._stop()
-
-    def _tell(self) -> None:
-        if not self._told:
-            self._process.stdin.write(self._message)
-            self._process.stdin.flush()
-            self._told = True
-
-
-def _stop_process(process: subprocess.Popen) -> None:
-    process.kill()
-    process.wait()
-    process.stdout.close()
-    try:
-        process.stdin.close()
-    except BrokenPipeError:  # what it never read is of no use now
-        pass
 
 
 # ------------------------------------------------------------------------------------ through seqio
@@ -239,7 +201,7 @@ class SeqioLoader(Loader):
     """Any seqio mixture, through `seqio.get_dataset` and `EncDecFeatureConverter`.
 
     Each process reads its own seqio shard, so batches do depend on the number of processes. The state holds tf.data's
-    own iterator state, shuffle buffers included (about 0.7 MB a task, `spec`-sized batches; under a second to write),
+    own iterator state, shuffle buffers included (some 0.7 MB a task; a second to write at 20 tasks),
     which resumes at once and exactly. Pipelines that tf.data cannot save (Python generators) keep a count instead:
     resuming reads and drops that many batches, exact as long as the source is deterministic.
     """
@@ -250,8 +212,7 @@ class SeqioLoader(Loader):
                 f"data.batch_size={data.batch_size} must be a multiple of the {process_count} processes"
             )
         self._data, self._shard = data, (process_index, process_count)
-        self._dataset = _seqio_dataset(data, process_index, process_count)
-        self._iterator, self._count = iter(self._dataset), 0
+        self._iterator, self._count = self._start(), 0
 
     def __next__(self) -> Batch:
         batch = {name: value.numpy() for name, value in next(self._iterator).items()}
@@ -259,19 +220,29 @@ class SeqioLoader(Loader):
         return _complete(batch)
 
     def state(self) -> dict[str, Any]:
-        return {"stream": self._fingerprint(), "batches": self._count, "iterator": _save_iterator(self._iterator)}
+        return {
+            "stream": self._fingerprint(),
+            "batches": self._count,
+            "iterator": _save_iterator(self._iterator),
+        }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         differences = _differences(state.get("stream", {}), self._fingerprint())
         if differences:
-            raise config.ConfigError(f"the saved data position is of another stream: {'; '.join(differences)}")
-        self._iterator, self._count = iter(self._dataset), state["batches"]
+            raise config.ConfigError(
+                f"the saved data position is of another stream: {'; '.join(differences)}"
+            )
+        self._iterator, self._count = self._start(), state["batches"]
         if state["iterator"] is not None:
             _load_iterator(self._iterator, state["iterator"])
             return
         log.warning("reading past %d batches to the saved data position", self._count)
         for _ in range(self._count):
             next(self._iterator)
+
+    def _start(self) -> Any:
+        """An iterator over a new pipeline: a second one over the same would shuffle anew."""
+        return iter(_seqio_dataset(self._data, *self._shard))
 
     def _fingerprint(self) -> dict[str, Any]:
         names = ("mixture", "split", "seed", "batch_size", "pack", "input_length", "target_length")
@@ -283,7 +254,9 @@ def _seqio_dataset(data: config.Data, process_index: int, process_count: int) ->
     import seqio
     import tensorflow as tf
 
-    tf.config.set_visible_devices([], "GPU")  # tf.data needs none; TensorFlow would claim its memory
+    tf.config.set_visible_devices(
+        [], "GPU"
+    )  # tf.data needs none; TensorFlow would claim its memory
     dataset = seqio.get_dataset(
         data.mixture,
         {"inputs": data.input_length, "targets": data.target_length},
@@ -301,7 +274,10 @@ def _seqio_dataset(data: config.Data, process_index: int, process_count: int) ->
 def _complete(batch: Batch) -> Batch:
     """seqio's features as the batch contract's: unpacked rows get their one segment, weights are float32."""
     if "encoder_segment_ids" not in batch:
-        for side, tokens in (("encoder", "encoder_input_tokens"), ("decoder", "decoder_target_tokens")):
+        for side, tokens in (
+            ("encoder", "encoder_input_tokens"),
+            ("decoder", "decoder_target_tokens"),
+        ):
             segment = (batch[tokens] != 0).astype("int32")
             batch[f"{side}_segment_ids"] = segment
             batch[f"{side}_positions"] = (segment.cumsum(axis=1, dtype="int32") - 1) * segment
@@ -339,15 +315,16 @@ def make_loader(data: config.Data, *, process_index: int = 0, process_count: int
     """The loader of `data.mixture` for one process.
 
     Raises:
-      config.ConfigError: unknown mixture, or sizes that do not divide.
+      config.ConfigError: unknown mixture, sizes that do not divide, or no task left to read.
       DataUnavailable: data sets cannot be had, all of them in one table (unless `data.available_only`).
     """
-    tasks = seqio_tasks(data)
-    if not all(reads_by_index(task) for task, _ in tasks):
+    rates = find_tasks(data)
+    if not all(reads_by_index(name) for name in rates):
         return SeqioLoader(data, process_index=process_index, process_count=process_count)
     check_layout(data, process_count)
-    stream = make_stream(data, tasks)
-    stream.encoder.size  # a missing or broken vocabulary is an error now, not in a reader process
+    pieces = Pieces(data.vocabulary or vocabulary_path())
+    pieces.encode("")  # a missing or broken vocabulary is an error now, not in a reader process
+    stream = make_stream(data, rates, pieces)
     return IndexLoader(stream, process_index=process_index, process_count=process_count)
 
 
@@ -356,36 +333,93 @@ def mixture_texts(data: config.Data) -> Iterator[str]:
 
     For training a vocabulary on a mixture's text.
     """
-    for inputs, targets in read_texts(make_stream(data, seqio_tasks(data), Pieces(""))):
+    for inputs, targets in read_texts(make_stream(data, find_tasks(data), Pieces(""))):
         yield inputs
         yield targets
 
 
-def seqio_tasks(data: config.Data) -> list[tuple[Any, float]]:
-    """(seqio task, rate) of every task of `data.mixture` with a positive rate, sorted by name.
+def find_tasks(data: config.Data) -> dict[str, float]:
+    """{task: rate} of `data.mixture`, those with a positive rate, sorted by name.
 
     Raises:
       config.ConfigError: `data.modules` register no such mixture or task.
     """
-    import seqio
-
     for module in data.modules:
         importlib.import_module(module)
-    names = {*seqio.MixtureRegistry.names(), *seqio.TaskRegistry.names()}
+    import seqio
+
+    from t0jax.data.sources import members
+
+    names = [*seqio.MixtureRegistry.names(), *seqio.TaskRegistry.names()]
     if data.mixture not in names:
-        raise config.ConfigError(
-            f"data.mixture: no mixture or task '{data.mixture}' in {', '.join(data.modules)}"
-            + config.suggest(data.mixture, names)
-        )
-    found = seqio.get_mixture_or_task(data.mixture)
-    if isinstance(found, seqio.Task):
-        return [(found, 1.0)]
-    rated = [(task, found.get_rate(task)) for task in sorted(found.tasks, key=lambda task: task.name)]
-    return [(task, rate) for task, rate in rated if rate > 0]
+        near = difflib.get_close_matches(data.mixture, names, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        modules = ", ".join(data.modules)
+        raise config.ConfigError(f"data.mixture: {modules} register no {data.mixture!r}{hint}")
+    return {name: rate for name, rate in sorted(members(data.mixture).items()) if rate > 0}
 
 
-def reads_by_index(task: Any) -> bool:
-    """Whether a seqio task's source is a `PromptSource`."""
+def reads_by_index(task_name: str) -> bool:
+    """Whether a task is a `PromptSource` that seqio would only tokenise."""
+    import seqio
+
     from t0jax.data.sources import PromptSource
 
-    return isinstance(task.source, PromptSource)
+    task = seqio.TaskRegistry.get(task_name)
+    plain = (seqio.preprocessors.tokenize, seqio.preprocessors.append_eos)
+    return (
+        isinstance(task.source, PromptSource)
+        and not task.source.rank
+        and all(
+            step in plain or isinstance(step, seqio.CacheDatasetPlaceholder)
+            for step in task.preprocessors
+        )
+    )
+
+
+def make_stream(data: config.Data, rates: Mapping[str, float], pieces: Pieces) -> Stream:
+    """The stream of by-index tasks whose data can be had.
+
+    Raises:
+      DataUnavailable: some cannot (unless `data.available_only`); its text is a table of all of them.
+      config.ConfigError: none can.
+    """
+    import seqio
+
+    tasks, missing = [], defaultdict(list)
+    for name, rate in rates.items():
+        source = seqio.TaskRegistry.get(name).source
+        try:
+            rows = source.rows(data.split)
+            length = len(rows)
+            if not length:
+                raise DataUnavailable(source.spec.name, f"split {data.split!r} is empty")
+            tasks.append(Task(name, rows, length, rate, find_view(source.view)))
+        except DataUnavailable as error:
+            missing[error.dataset, error.reason, error.way_out].append(name)
+    if missing:
+        _report(data, missing, len(rates))
+    if not tasks:
+        raise config.ConfigError(f"none of the data sets of {data.mixture!r} can be had")
+    return Stream(tuple(tasks), pieces, data)
+
+
+def _report(
+    data: config.Data, missing: Mapping[tuple[str, str, str], list[str]], task_count: int
+) -> None:
+    """Logs the table of unavailable data sets, or raises it."""
+    lost = sum(map(len, missing.values()))
+    head = f"{len(missing)} data sets ({lost} of {task_count} tasks) of {data.mixture!r} cannot be had:"
+    width = max(len(dataset) for dataset, _, _ in missing)
+    lines = [
+        f"  {dataset:{width}}  {len(names):3d} tasks  {reason}"
+        + (f"; {way_out}" if way_out else "")
+        for (dataset, reason, way_out), names in missing.items()
+    ]
+    table = "\n".join([head, *lines])
+    if data.available_only:
+        log.warning("%s\n  going on with the other %d tasks", table, task_count - lost)
+        return
+    datasets = ", ".join(dataset for dataset, _, _ in missing)
+    way_out = "put them into T0JAX_DATA_DIR, or go on with the rest by data.available_only: true"
+    raise DataUnavailable(datasets, table, way_out)

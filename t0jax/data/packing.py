@@ -101,10 +101,9 @@ def pack_group(
       used: always a prefix.
     """
     counts = token_counts(examples)
+    row_of = np.arange(min(rows, len(examples)))
     if pack:
         row_of = place_prefix(counts, rows, (input_length, target_length))
-    else:
-        row_of = np.arange(min(rows, len(examples)))
     used = len(row_of)
     order = np.argsort(_rows_by_first_example(row_of, rows), kind="stable")
     row_of = _rows_by_first_example(row_of, rows)[order]

@@ -1,4 +1,4 @@
-"""Reading a mixture by index: from (task, row) to packed rows of a virtual shard, in this process or in a reader process.
+"""Reading a mixture by index: from (task, row) to packed rows of a virtual shard, here or in a reader process.
 
 A `Stream` says everything that the batches depend on. It is cut into `data.shards` virtual shards, each read and
 packed on its own by a `ShardReader`, whose place is two integers. A `PartReader` reads some shards side by side. The
@@ -6,15 +6,18 @@ same classes run in the training process (`workers: 0`) and in reader processes 
 module nor anything it reaches may import TensorFlow, seqio or JAX.
 """
 
+import contextlib
 import os
 import pickle
 import queue
 import signal
+import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, BinaryIO, Protocol
 
 import numpy as np
@@ -26,11 +29,8 @@ from t0jax.data.mixing import MixtureOrder
 READ_AHEAD = 64
 """Draws that are rendered and tokenised at a time."""
 
-MAX_SKIPPED = 100_000
-"""Draws in a row that may give no example before reading stops with an error."""
-
-PREFETCH = 2
-"""Parts that a reader process holds ready."""
+MAX_BARREN = 2_000
+"""Draws of a task, all without an example, after which reading stops with an error."""
 
 _BLOCK_BITS = 20
 
@@ -64,12 +64,14 @@ class Task:
     """One task of a mixture; picklable.
 
     Attributes:
+      length: rows it has; told, so that a reader process opens only what it reads.
       rate: its share of the mixture, in any unit.
       view: how a rendered example becomes an (inputs, targets) pair.
     """
 
     name: str
     rows: RandomAccess
+    length: int
     rate: float
     view: views.View = views.VIEWS["direct"]
 
@@ -84,26 +86,53 @@ class Stream:
 
     def order(self) -> MixtureOrder:
         names = [task.name for task in self.tasks]
-        lengths = [len(task.rows) for task in self.tasks]
+        lengths = [task.length for task in self.tasks]
         return MixtureOrder(names, lengths, [task.rate for task in self.tasks], self.data.seed)
 
 
 def read_texts(stream: Stream) -> Iterator[tuple[str, str]]:
     """(inputs, targets) of the stream's examples in order, not tokenised, for ever."""
-    reader = _DrawReader(stream, stream.order(), 0, 1, 0)
+    reader = _DrawReader(stream, Cursor(stream), 0, 1, 0)
     while True:
         yield from (texts for _, texts in reader.read())
+
+
+class Cursor:
+    """What the shards that are read together share: the order, and which tasks have given no example yet."""
+
+    def __init__(self, stream: Stream):
+        self.order = stream.order()
+        self._tasks = stream.tasks
+        self._barren: dict[int, int] = dict.fromkeys(range(len(stream.tasks)), 0)
+
+    def watch(self, tasks: Sequence[int], found: Sequence[object]) -> None:
+        """Takes note of which draws gave an example.
+
+        Raises:
+          ReadError: names a task that has given none in `MAX_BARREN` draws; it would be read for ever.
+        """
+        if not self._barren:
+            return
+        for task, example in zip(tasks, found, strict=True):
+            if example:
+                self._barren.pop(task, None)
+            elif task in self._barren:
+                self._barren[task] += 1
+                if self._barren[task] >= MAX_BARREN:
+                    raise ReadError(
+                        f"task '{self._tasks[task].name}' gave no example in {MAX_BARREN:,} draws: its prompt does "
+                        "not apply to these rows, or leaves inputs or targets empty (columns renamed? hidden labels?)"
+                    )
 
 
 class _DrawReader:
     """Renders the draws of one shard, in order, from a place on."""
 
-    def __init__(self, stream: Stream, order: MixtureOrder, shard: int, shards: int, place: int):
-        self._tasks, self._order = stream.tasks, order
+    def __init__(self, stream: Stream, cursor: Cursor, shard: int, shards: int, place: int):
+        self._tasks, self._cursor = stream.tasks, cursor
         self._shard, self._shards = shard, shards
         self._block, self._offset = place >> _BLOCK_BITS, place & ((1 << _BLOCK_BITS) - 1)
-        self._draws = order.shard(self._block, shard, shards)
-        self._skipped = 0
+        self._draws = cursor.order.shard(self._block, shard, shards)
 
     @property
     def place(self) -> int:
@@ -117,19 +146,13 @@ class _DrawReader:
         """
         while self._offset >= len(self._draws):
             self._block, self._offset = self._block + 1, 0
-            self._draws = self._order.shard(self._block, self._shard, self._shards)
+            self._draws = self._cursor.order.shard(self._block, self._shard, self._shards)
         chosen = slice(self._offset, self._offset + READ_AHEAD)
         tasks, rows = self._draws.task[chosen].tolist(), self._draws.row[chosen].tolist()
-        first, self._offset = self.place, self._offset + len(tasks)
         texts = [render(self._tasks[task], row) for task, row in zip(tasks, rows, strict=True)]
-        examples = [(first + i, pair) for i, pair in enumerate(texts) if pair]
-        self._skipped = 0 if examples else self._skipped + len(tasks)
-        if self._skipped > MAX_SKIPPED:
-            names = sorted({self._tasks[task].name for task in tasks})
-            raise ReadError(
-                f"no example in {self._skipped:,} draws in a row; the last were of {', '.join(names)}"
-            )
-        return examples
+        self._cursor.watch(tasks, texts)
+        first, self._offset = self.place, self._offset + len(tasks)
+        return [(first + i, pair) for i, pair in enumerate(texts) if pair]
 
 
 def render(task: Task, row: int) -> tuple[str, str] | None:
@@ -151,12 +174,11 @@ def render(task: Task, row: int) -> tuple[str, str] | None:
 class ShardReader:
     """Packed rows of one virtual shard, in order, from a place on."""
 
-    def __init__(self, stream: Stream, order: MixtureOrder, shard: int, place: Place):
+    def __init__(self, stream: Stream, cursor: Cursor, shard: int, place: Place):
         self._stream, self._data = stream, stream.data
-        self._draws = _DrawReader(stream, order, shard, stream.data.shards, place[0])
-        self._waiting: list[
-            tuple[int, packing.Example]
-        ] = []  # read, not packed yet, with their places
+        self._draws = _DrawReader(stream, cursor, shard, stream.data.shards, place[0])
+        # Read but not packed yet, with their places.
+        self._waiting: list[tuple[int, packing.Example]] = []
         self._start, self._given = place
         self._group: Batch | None = None
         self._next_start = place[0]
@@ -223,10 +245,10 @@ class PartReader:
 
     def __init__(self, stream: Stream, rows: int, places: Mapping[int, Place]):
         """`rows` are taken per shard; `places` names the shards and where each starts."""
-        order = stream.order()
+        cursor = Cursor(stream)
         self._rows = rows
         self._readers = {
-            shard: ShardReader(stream, order, shard, place) for shard, place in places.items()
+            shard: ShardReader(stream, cursor, shard, place) for shard, place in places.items()
         }
 
     def read(self) -> tuple[Batch, dict[int, Place]]:
@@ -243,6 +265,9 @@ def concatenate(parts: Sequence[Batch]) -> Batch:
     if len(parts) == 1:
         return parts[0]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+# ----------------------------------------------------------------------------------- reader processes
 
 
 @dataclass(frozen=True)
@@ -262,53 +287,127 @@ class Failure:
     details: str
 
 
-@dataclass
+class ReaderProcess:
+    """A `PartReader` in a process of its own: a fresh interpreter that imports neither TensorFlow nor JAX.
+
+    Not `multiprocessing`, whose spawned children import the parent's main module first. The process gets its own
+    session, so Ctrl-C reaches the parent alone, and it ends as soon as its stdin closes, however the parent ends.
+    """
+
+    def __init__(self, job: Job):
+        """Starts the process; `start` tells it its job."""
+        path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-c", "from t0jax.data.reading import serve; serve()"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=os.environ | {"PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1"},
+            start_new_session=True,
+        )
+        self._stop = weakref.finalize(self, _stop_process, self._process)
+        self._job = job
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def start(self) -> None:
+        """Sends the job; apart from the constructor so that several processes come up at the same time."""
+        with self._died():
+            self._process.stdin.write(pickle.dumps(self._job))
+            self._process.stdin.flush()
+
+    def read(self) -> tuple[Batch, dict[int, Place]]:
+        """The next part and the places after it; waits for the process if need be."""
+        with self._died():
+            message = pickle.load(self._process.stdout)
+        if isinstance(message, Failure):
+            error = ReadError(message.message)
+            error.add_note(f"In the reader process:\n{message.details}")
+            raise error
+        return message
+
+    def close(self) -> None:
+        """Ends the process at once."""
+        self._stop()
+
+    @contextlib.contextmanager
+    def _died(self) -> Iterator[None]:
+        try:
+            yield
+        except (EOFError, BrokenPipeError, pickle.UnpicklingError) as error:
+            code = self._process.wait()
+            raise ReadError(
+                f"a reader process died with exit code {code} (-9: killed, perhaps for want of memory)"
+            ) from error
+
+
+def _stop_process(process: subprocess.Popen) -> None:
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    with contextlib.suppress(BrokenPipeError):  # what it never read is of no use now
+        process.stdin.close()
+
+
 class _Outbox:
-    """Sends from its own thread, so that the next part is made while the last one travels."""
+    """Sends from its own thread, so that the next parts are made while one travels."""
 
-    pipe: BinaryIO
-    waiting: queue.Queue = field(default_factory=lambda: queue.Queue(PREFETCH))
+    def __init__(self, pipe: BinaryIO):
+        self._pipe = pipe
+        self._waiting: queue.Queue = queue.Queue(2)
+        self._thread = threading.Thread(target=self._send, daemon=True)
+        self._thread.start()
 
-    def start(self) -> threading.Thread:
-        thread = threading.Thread(target=self._send, daemon=True)
-        thread.start()
-        return thread
+    def hold(self, parts: int) -> None:
+        """How many parts may wait."""
+        self._waiting.maxsize = parts
+
+    def put(self, message: tuple[Batch, dict[int, Place]] | Failure) -> None:
+        """Waits while there are too many."""
+        self._waiting.put(message)
+
+    def finish(self) -> None:
+        """Waits until all is sent."""
+        self._waiting.put(None)
+        self._thread.join()
 
     def _send(self) -> None:
-        while (message := self.waiting.get()) is not None:
-            pickle.dump(message, self.pipe, pickle.HIGHEST_PROTOCOL)
-            self.pipe.flush()
+        try:
+            while (message := self._waiting.get()) is not None:
+                pickle.dump(message, self._pipe, pickle.HIGHEST_PROTOCOL)
+                self._pipe.flush()
+        except BrokenPipeError:  # the parent is gone
+            os._exit(0)
 
 
 def serve() -> None:
-    """The main function of a reader process: a `sys.path` and a `Job` come in on stdin, parts go out on stdout.
+    """The main function of a reader process: a `Job` comes in on stdin, parts go out on stdout.
 
     The process ends when stdin closes, that is when its parent closes it or dies. Signals meant for the run (Ctrl-C,
     a scheduler's SIGTERM to everyone) are left to the parent.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    pipe = os.fdopen(os.dup(1), "wb")
+    outbox = _Outbox(os.fdopen(os.dup(1), "wb"))
     os.dup2(2, 1)  # a stray print must not land among the parts
-    sys.path[:] = pickle.load(sys.stdin.buffer)
-    outbox = _Outbox(pipe)
-    sender = outbox.start()
-    for message in _messages(sys.stdin.buffer):
-        outbox.waiting.put(message)
-    outbox.waiting.put(None)
-    sender.join()
-
-
-def _messages(stdin: BinaryIO) -> Iterable[tuple[Batch, dict[int, Place]] | Failure]:
     try:
-        job = pickle.load(stdin)
-        threading.Thread(target=_die_with_parent, args=(stdin,), daemon=True).start()
-        reader = PartReader(job.stream, job.rows, job.places)
-        while True:
-            yield reader.read()
+        _read_for_ever(sys.stdin.buffer, outbox)
     except Exception as error:
         message = str(error) if isinstance(error, ReadError) else f"{type(error).__name__}: {error}"
-        yield Failure(message, traceback.format_exc())
+        outbox.put(Failure(message, traceback.format_exc()))
+    outbox.finish()
+    os._exit(0)  # a thread still waits on stdin, which an orderly exit would trip over
+
+
+def _read_for_ever(stdin: BinaryIO, outbox: _Outbox) -> None:
+    job = pickle.load(stdin)
+    threading.Thread(target=_die_with_parent, args=(stdin,), daemon=True).start()
+    # All shards run out of rows at about the same time: a group's worth in waiting evens that out.
+    outbox.hold(2 + job.stream.data.pack_rows // job.rows)
+    reader = PartReader(job.stream, job.rows, job.places)
+    while True:
+        outbox.put(reader.read())
 
 
 def _die_with_parent(stdin: BinaryIO) -> None:

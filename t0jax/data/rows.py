@@ -8,6 +8,7 @@ runs open the same files without a connection.
 
 import bisect
 import functools
+import importlib.util
 import json
 import os
 import re
@@ -101,7 +102,9 @@ class Rows:
     ) -> None:
         self.name = name
         self._files = tuple(files)
-        self._fields = dict(fields) if fields is not None else None  # name shown -> name in the file
+        self._fields = (
+            dict(fields) if fields is not None else None
+        )  # name shown -> name in the file
         self._recodes = dict(recodes or {})
         self._batches: list[pa.RecordBatch] | None = None
 
@@ -134,12 +137,15 @@ class Rows:
         row = {name: array[local].as_py() for name, array in arrays}
         return self._recoded(row) if self._recodes else row
 
-    def select(self, columns: Sequence[str], spec: DatasetSpec | None = None) -> "Rows":
+    def select(
+        self, columns: Sequence[str], spec: DatasetSpec | None = None, optional: Sequence[str] = ()
+    ) -> "Rows":
         """The same rows with these columns alone.
 
         Args:
           columns: names wanted.
           spec: its renames are tried for a column that is not there, with its recodes.
+          optional: names wanted if they are there.
 
         Raises:
           DataError: a column is not there; the message lists those that are.
@@ -147,9 +153,11 @@ class Rows:
         shown = self._shown()
         newer, tables = (dict(spec.renames), dict(spec.recodes)) if spec else ({}, {})
         fields, recodes = {}, {}
-        for column in columns:
+        for column in (*columns, *optional):
             found = column if column in shown else newer.get(column)
             if found not in shown:
+                if column in optional:
+                    continue
                 raise DataError(self._missing(column, newer.get(column)))
             fields[column] = shown[found]
             if found != column and column in tables:
@@ -171,7 +179,9 @@ class Rows:
             return self._fields
         batches = self._open()
         # Prompts are written for names without hyphens (promptsource's removeHyphen).
-        return {name.replace("-", "_"): name for name in (batches[0].schema.names if batches else ())}
+        return {
+            name.replace("-", "_"): name for name in (batches[0].schema.names if batches else ())
+        }
 
     def _columns_of(self, batch: pa.RecordBatch) -> list[tuple[str, pa.Array]]:
         return [(shown, batch.column(name)) for shown, name in self._shown().items()]
@@ -193,7 +203,8 @@ class Rows:
 
 
 @functools.lru_cache(maxsize=4096)
-def _rows_of_files(name: str, files: tuple[str, ...]) -> Rows:
+def _rows_of_files(name: str, files: tuple[str, ...], written: tuple[int, ...]) -> Rows:
+    del written  # only tells a rewritten file from the one that is open
     return Rows(name, files)
 
 
@@ -211,7 +222,8 @@ def open_rows(spec: DatasetSpec, split: str, local_dir: str = "") -> Rows:
     """
     folder = local_folder(spec, local_dir)
     files = _local_files(spec, folder, split) if folder else hub_files(spec, split)
-    rows = _rows_of_files(f"{spec.name}/{split}", tuple(files))
+    written = tuple(os.stat(file).st_mtime_ns for file in files)
+    rows = _rows_of_files(f"{spec.name}/{split}", tuple(files), written)
     if not len(rows):
         raise DataError(f"{rows.name}: no rows in {folder or 'the Hub'}")
     return rows
@@ -294,7 +306,9 @@ def _fetch(spec: DatasetSpec, hub_id: str, subset: str | None, split: str) -> li
     for revision in (None, PARQUET_REVISION):
         try:
             return _load_dataset(hub_id, subset, split, revision)
-        except Exception as error:  # datasets raises a dozen kinds; all mean that it is not to be had
+        except (
+            Exception
+        ) as error:  # datasets raises a dozen kinds; all mean that it is not to be had
             reasons.append(f"{type(error).__name__}: {str(error).splitlines()[0][:200]}")
     reason = f"{hub_id!r} on the Hub cannot be read ({'; as parquet: '.join(reasons)})"
     raise DataUnavailable(spec.name, reason, way_out)
@@ -310,12 +324,11 @@ def _load_dataset(hub_id: str, subset: str | None, split: str, revision: str | N
 @functools.cache
 def hub_unreachable() -> str:
     """Why the Hub cannot be asked ('' if it can); found out once a process, within a few seconds."""
-    try:
-        import datasets  # noqa: F401
-        from huggingface_hub import constants
-        from huggingface_hub.utils import get_session
-    except ImportError:
+    if importlib.util.find_spec("datasets") is None:
         return "the package `datasets`, which reads the Hub, is not installed"
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
+
     if constants.HF_HUB_OFFLINE:
         return ""  # datasets then looks into its own cache alone, at once
     try:
@@ -370,7 +383,8 @@ class PromptedRows:
         """
         rows = open_rows(self.spec, self.split, self.local_dir)
         try:
-            return rows.select(sorted(self.template.fields), self.spec)
+            fields, optional = sorted(self.template.fields), sorted(self.template.optional_fields)
+            return rows.select(fields, self.spec, optional)
         except DataError as error:
             raise DataError(f"{error} (read by the prompt {self.template_name!r})") from error
 

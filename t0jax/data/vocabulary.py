@@ -7,7 +7,6 @@ the same model file, without TensorFlow. `t5_vocabulary()` is that seqio vocabul
 
 import functools
 import os
-import random
 import re
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,8 +23,8 @@ if TYPE_CHECKING:
 EXTRA_IDS = 100
 PAD_ID, EOS_ID, UNKNOWN_ID = 0, 1, 2
 
-MAX_TRAINING_CHARACTERS = 20_000_000
-"""Text that a SentencePiece model is trained on at most; more is sampled down."""
+MAX_TRAINING_CHARACTERS = 10_000_000
+"""How much of the text given a SentencePiece model is trained on."""
 _MAX_SENTENCE = 2000
 _TRAINING_THREADS = 2  # fixed: float sums, and so the pieces, depend on the number
 
@@ -41,7 +40,9 @@ def vocabulary_path() -> Path:
       VocabularyError: the variable is not set or names no file.
     """
     name = os.environ.get("T0JAX_VOCABULARY", "")
-    way_out = "set data.vocabulary or T0JAX_VOCABULARY to a SentencePiece model (spiece.model of a T5)"
+    way_out = (
+        "set data.vocabulary or T0JAX_VOCABULARY to a SentencePiece model (spiece.model of a T5)"
+    )
     if not name:
         raise VocabularyError(f"no vocabulary was chosen; {way_out}")
     path = Path(name).expanduser()
@@ -161,7 +162,7 @@ def train_sentencepiece(texts: Iterable[str], path: Path, size: int) -> Path:
     ids 0, 1, 2 for padding, end of sequence and unknown, no beginning of sequence.
 
     Args:
-      texts: any texts; beyond MAX_TRAINING_CHARACTERS a fixed sample of their pieces is taken.
+      texts: texts in random order (as a mixture is read), endless if need be: MAX_TRAINING_CHARACTERS are taken.
       path: file to write; it appears only when complete.
       size: number of pieces.
 
@@ -190,18 +191,13 @@ def train_sentencepiece(texts: Iterable[str], path: Path, size: int) -> Path:
 
 
 def _sample(texts: Iterable[str]) -> list[str]:
-    """A fixed uniform sample of the texts' sentences, about MAX_TRAINING_CHARACTERS long (reservoir, in one pass)."""
-    draw, kept, size, seen = random.Random(0), [], 0, 0
+    """Sentences of the first texts, about MAX_TRAINING_CHARACTERS in all; the rest, perhaps endless, is not read."""
+    kept, size = [], 0
     for sentence in _sentences(texts):
-        seen += 1
-        if size + len(sentence) <= MAX_TRAINING_CHARACTERS:
-            kept.append(sentence)
-            size += len(sentence)
-            continue
-        place = draw.randrange(seen)
-        if place < len(kept):
-            size += len(sentence) - len(kept[place])
-            kept[place] = sentence
+        kept.append(sentence)
+        size += len(sentence)
+        if size >= MAX_TRAINING_CHARACTERS:
+            break
     return kept
 
 
@@ -209,4 +205,6 @@ def _sentences(texts: Iterable[str]) -> Iterator[str]:
     """Pieces of text short enough for SentencePiece, which passes over longer ones without a word."""
     for text in texts:
         for line in text.splitlines():
-            yield from filter(None, map(str.strip, re.findall(rf".{{1,{_MAX_SENTENCE}}}(?:\s|$)|\S+", line)))
+            yield from filter(
+                None, map(str.strip, re.findall(rf".{{1,{_MAX_SENTENCE}}}(?:\s|$)|\S+", line))
+            )

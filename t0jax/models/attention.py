@@ -85,18 +85,17 @@ class RelativeBias(nnx.Module):
 def windows(line: jax.Array, queries: int, keys: int) -> jax.Array:
     """Row i of the result is `line[:, T - 1 - i : T - 1 - i + S]`: [H, T + S - 1] -> [H, T, S]."""
     heads, length = line.shape
-    repeated = jnp.tile(line, (1, queries))  # [H, T * (T + S - 1)]
-    cut = repeated[:, queries - 1 : queries - 1 + queries * (length - 1)]
-    # Rows one element shorter than the line drift by one position each: that is the diagonal.
-    rows = cut.reshape(heads, queries, length - 1) if length > 1 else line[:, None]
-    return rows[:, :, :keys]
+    repeated = jnp.tile(jnp.pad(line, ((0, 0), (0, 1))), (1, queries))  # [H, T * (T + S)]
+    cut = repeated[:, queries - 1 : queries - 1 + queries * length]  # [H, T * (T + S - 1)]
+    # Rows one shorter than the period drift back by one position each: that is the diagonal.
+    return cut.reshape(heads, queries, length)[:, :, :keys]  # [H, T, S]
 
 
 class Attention(nnx.Module):
     """Projections of queries, keys and values, attention, output projection."""
 
     def __init__(self, config: cfg.Model, rngs: nnx.Rngs, layers: int):
-        self.heads, self.rate, self.kind = config.num_heads, config.dropout_rate, config.attention
+        self.heads, self.kind = config.num_heads, config.attention
         d, hk = config.d_model, config.num_heads * config.d_kv
         # The missing 1 / sqrt(d_kv) of the dot product is in the query's initial scale (Mesh-TF, t5x, HF).
         query_stddev = (d * config.d_kv) ** -0.5
@@ -111,21 +110,22 @@ class Attention(nnx.Module):
         source: jax.Array,
         bias: jax.Array | None,
         mask: jax.Array,
-        key: jax.Array | None,
+        noise: jax.Array | None,
     ) -> jax.Array:
         """Queries from `x` [B, T, D], keys and values from `source` [B, S, D] -> [B, T, D].
 
         Args:
             bias: added to the logits, [1, H, T, S] float32 or None.
             mask: True where a query may see a key, [B, 1, T, S].
-            key: of the dropout of attention weights. T5 drops a key for all queries of a row at once
+            noise: [B, S, H] drops attention weights. T5 drops a key for all queries of a row at once
                 (`dropout`), which is the same as dropping its value.
         """
         q, k, v = (
             self._heads(y, w[...])
             for y, w in ((x, self.query), (source, self.key), (source, self.value))
         )  # [B, T, H, K], [B, S, H, K] twice
-        v = drop_values(v, self.rate, key)  # [B, S, H, K]
+        if noise is not None:
+            v = v * noise[..., None].astype(v.dtype)  # [B, S, H, K]
         y = ATTENTION[self.kind](q, k, v, bias, mask)  # [B, T, H, K]
         y = constrain(y.reshape(*x.shape[:2], -1), "batch", "length", "heads")  # [B, T, H * K]
         return y @ self.out[...].astype(x.dtype)  # [B, T, D]
@@ -133,14 +133,6 @@ class Attention(nnx.Module):
     def _heads(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
         y = (x @ kernel.astype(x.dtype)).reshape(*x.shape[:2], self.heads, -1)  # [B, L, H, K]
         return constrain(y, "batch", "length", "heads", None)
-
-
-def drop_values(v: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """Dropout of attention weights [B, H, T, S] with one mask for all T, applied to `v` [B, S, H, K]."""
-    if key is None or rate == 0.0:
-        return v
-    keep = jax.random.bernoulli(key, 1.0 - rate, (*v.shape[:3], 1))  # [B, S, H, 1]
-    return v * (keep / (1.0 - rate)).astype(v.dtype)
 
 
 def attend_xla(

@@ -4,10 +4,13 @@ Shapes: B rows, L length, D d_model, F d_ff, V vocabulary. Parameters are float3
 computed in the configured dtype. Every layer's parameters live in stacks with a leading `layers` axis.
 """
 
+import math
+from collections.abc import Sequence
 from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from t0jax import config as cfg
@@ -39,16 +42,29 @@ def split_key(key: jax.Array | None, n: int) -> list[jax.Array | None]:
     return [None] * n if key is None else list(jax.random.split(key, n))
 
 
-def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """Zeroes features of `x` [B, L, ...] with probability `rate`, scaling the rest; identity without a key.
+def dropout_noise(
+    key: jax.Array | None, rate: float, lead: tuple[int, ...], sizes: Sequence[tuple[int, ...]]
+) -> list[jax.Array | None]:
+    """Factors for `dropout`: 0 with probability `rate`, else 1 / (1 - rate), one array [*lead, *size] a size.
 
-    One mask is shared by all positions of a row, as in Mesh-TensorFlow's T5 and t5x
-    (`broadcast_dims=(-2,)`): T5 was trained that way, and the random bits cost next to nothing.
+    All are cut from a single draw: the random generator is a large part of a small network's compile
+    time. None for each size without a key or with rate 0.
     """
     if key is None or rate == 0.0:
-        return x
-    keep = jax.random.bernoulli(key, 1.0 - rate, (x.shape[0], 1, *x.shape[2:]))
-    return x * (keep / (1.0 - rate)).astype(x.dtype)
+        return [None] * len(sizes)
+    counts = [math.prod(size) for size in sizes]
+    keep = jax.random.bernoulli(key, 1.0 - rate, (*lead, sum(counts))) / (1.0 - rate)
+    parts = jnp.split(keep.astype(jnp.float32), np.cumsum(counts)[:-1], axis=-1)
+    return [part.reshape(*lead, *size) for part, size in zip(parts, sizes, strict=True)]
+
+
+def dropout(x: jax.Array, noise: jax.Array | None) -> jax.Array:
+    """`x` [B, L, D] times `noise` [B, D] at every position; `x` itself without noise.
+
+    A row's positions share their mask, as in Mesh-TensorFlow's T5 and t5x (`broadcast_dims=(-2,)`): T5 was
+    trained that way, and the random numbers cost next to nothing.
+    """
+    return x if noise is None else x * noise[:, None].astype(x.dtype)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -111,7 +127,6 @@ class FeedForward(nnx.Module):
 
     def __init__(self, config: cfg.Model, rngs: nnx.Rngs, layers: int):
         self.gated = config.feed_forward_proj == "gated-gelu"
-        self.rate = config.dropout_rate
         d, f = config.d_model, config.d_ff
         make_wi = partial(parameter, rngs, (d, f), d**-0.5, ("embed", "mlp"), layers)
         if self.gated:
@@ -120,10 +135,10 @@ class FeedForward(nnx.Module):
             self.wi = make_wi()
         self.wo = parameter(rngs, (f, d), f**-0.5, ("mlp", "embed"), layers)
 
-    def __call__(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
-        """[B, L, D] -> [B, L, D]."""
+    def __call__(self, x: jax.Array, noise: jax.Array | None) -> jax.Array:
+        """[B, L, D] -> [B, L, D]; `noise` [B, F] drops hidden features."""
         y = self._activate(x)  # [B, L, F]
-        y = dropout(constrain(y, "batch", "length", "mlp"), self.rate, key)  # [B, L, F]
+        y = dropout(constrain(y, "batch", "length", "mlp"), noise)  # [B, L, F]
         return y @ self.wo[...].astype(x.dtype)  # [B, L, D]
 
     def _activate(self, x: jax.Array) -> jax.Array:

@@ -7,7 +7,7 @@ Mesh-TensorFlow's and Hugging Face's to float rounding (tests/test_t5.py).
 Shapes: B rows, S input length, T target length, D d_model, V vocabulary.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -20,11 +20,15 @@ from t0jax.models.layers import (
     FeedForward,
     RMSNorm,
     dropout,
+    dropout_noise,
     einsum_float32,
     parameter,
     split_key,
 )
 from t0jax.sharding import constrain
+
+Noise = Sequence[jax.Array | None]
+"""A block's dropout factors, in the order of its `noise_sizes`; all None without dropout."""
 
 POLICIES: dict[str, Callable | None] = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -37,30 +41,32 @@ class EncoderBlock(nnx.Module):
     """Self-attention and feed-forward, each normed before and added to its input after."""
 
     def __init__(self, config: cfg.Model, rngs: nnx.Rngs, layers: int):
-        self.rate = config.dropout_rate
+        self.widths = (config.num_heads, config.d_model, config.d_ff)
         self.attention_norm = RMSNorm(config, layers)
         self.attention = Attention(config, rngs, layers)
         self.mlp_norm = RMSNorm(config, layers)
         self.mlp = FeedForward(config, rngs, layers)
 
-    def __call__(
-        self, x: jax.Array, key: jax.Array | None, bias: jax.Array, mask: jax.Array
-    ) -> jax.Array:
+    def __call__(self, x: jax.Array, noise: Noise, bias: jax.Array, mask: jax.Array) -> jax.Array:
         """[B, S, D] -> [B, S, D], with `bias` [1, H, S, S] and `mask` [B, 1, S, S]."""
-        keys = split_key(key, 4)
         y = self.attention_norm(x)  # [B, S, D]
-        y = self.attention(y, y, bias, mask, keys[0])  # [B, S, D]
-        x = x + dropout(y, self.rate, keys[1])  # [B, S, D]
-        y = self.mlp(self.mlp_norm(x), keys[2])  # [B, S, D]
-        x = x + dropout(y, self.rate, keys[3])  # [B, S, D]
+        y = self.attention(y, y, bias, mask, noise[0])  # [B, S, D]
+        x = x + dropout(y, noise[1])  # [B, S, D]
+        y = self.mlp(self.mlp_norm(x), noise[2])  # [B, S, D]
+        x = x + dropout(y, noise[3])  # [B, S, D]
         return constrain(x, "batch", "length", "width")
+
+    def noise_sizes(self, x: jax.Array) -> list[tuple[int, ...]]:
+        """What `noise` holds for each row of `x`, as `dropout_noise` takes it."""
+        h, d, f = self.widths
+        return [(x.shape[1], h), (d,), (f,), (d,)]
 
 
 class DecoderBlock(nnx.Module):
     """Causal self-attention, attention to the encoder, and feed-forward."""
 
     def __init__(self, config: cfg.Model, rngs: nnx.Rngs, layers: int):
-        self.rate = config.dropout_rate
+        self.widths = (config.num_heads, config.d_model, config.d_ff)
         self.attention_norm = RMSNorm(config, layers)
         self.attention = Attention(config, rngs, layers)
         self.cross_norm = RMSNorm(config, layers)
@@ -71,22 +77,26 @@ class DecoderBlock(nnx.Module):
     def __call__(
         self,
         x: jax.Array,
-        key: jax.Array | None,
+        noise: Noise,
         bias: jax.Array,
         mask: jax.Array,
         encoded: jax.Array,
         cross_mask: jax.Array,
     ) -> jax.Array:
         """[B, T, D] -> [B, T, D]: `bias` [1, H, T, T], `mask` [B, 1, T, T], `cross_mask` [B, 1, T, S]."""
-        keys = split_key(key, 6)
         y = self.attention_norm(x)  # [B, T, D]
-        y = self.attention(y, y, bias, mask, keys[0])  # [B, T, D]
-        x = x + dropout(y, self.rate, keys[1])  # [B, T, D]
-        y = self.cross(self.cross_norm(x), encoded, None, cross_mask, keys[2])  # [B, T, D]
-        x = x + dropout(y, self.rate, keys[3])  # [B, T, D]
-        y = self.mlp(self.mlp_norm(x), keys[4])  # [B, T, D]
-        x = x + dropout(y, self.rate, keys[5])  # [B, T, D]
+        y = self.attention(y, y, bias, mask, noise[0])  # [B, T, D]
+        x = x + dropout(y, noise[1])  # [B, T, D]
+        y = self.cross(self.cross_norm(x), encoded, None, cross_mask, noise[2])  # [B, T, D]
+        x = x + dropout(y, noise[3])  # [B, T, D]
+        y = self.mlp(self.mlp_norm(x), noise[4])  # [B, T, D]
+        x = x + dropout(y, noise[5])  # [B, T, D]
         return constrain(x, "batch", "length", "width")
+
+    def noise_sizes(self, x: jax.Array, encoded: jax.Array, *_: jax.Array) -> list[tuple[int, ...]]:
+        """What `noise` holds for each row of `x`, as `dropout_noise` takes it."""
+        h, d, f = self.widths
+        return [(x.shape[1], h), (d,), (encoded.shape[1], h), (d,), (f,), (d,)]
 
 
 class Stack(nnx.Module):
@@ -99,7 +109,7 @@ class Stack(nnx.Module):
         rngs: nnx.Rngs,
         layers: int,
     ):
-        self.config = config
+        self.config, self.depth = config, layers
         self.relative_bias = RelativeBias(config, rngs, causal=block is DecoderBlock)
         self.layers = block(config, rngs, layers)
         self.final_norm = RMSNorm(config)
@@ -108,25 +118,28 @@ class Stack(nnx.Module):
         self, x: jax.Array, key: jax.Array | None, mask: jax.Array, *cross: jax.Array
     ) -> jax.Array:
         """[B, L, D] -> [B, L, D]; `cross` is what a decoder block takes besides `mask`."""
-        keys = split_key(key, 3)
-        rate = self.config.dropout_rate
-        bias = self.relative_bias(x.shape[1], x.shape[1])  # [1, H, L, L]
-        x = dropout(x, rate, keys[0])  # [B, L, D]
-        x = run_layers(self.layers, self.config, x, keys[1], bias, mask, *cross)  # [B, L, D]
-        return dropout(self.final_norm(x), rate, keys[2])  # [B, L, D]
+        rate, (rows, length, width) = self.config.dropout_rate, x.shape
+        ends_key, layers_key = split_key(key, 2)
+        before, after = dropout_noise(ends_key, rate, (rows,), [(width,), (width,)])
+        lead, sizes = (self.depth, rows), self.layers.noise_sizes(x, *cross)
+        noise = dropout_noise(layers_key, rate, lead, sizes)  # [layers, B, ...] each
+        bias = self.relative_bias(length, length)  # [1, H, L, L]
+        x = run_layers(self.layers, self.config, dropout(x, before), noise, bias, mask, *cross)
+        return dropout(self.final_norm(x), after)  # [B, L, D]
 
 
 def run_layers(
-    block: nnx.Module, config: cfg.Model, x: jax.Array, key: jax.Array | None, *shared: jax.Array
+    block: nnx.Module, config: cfg.Model, x: jax.Array, noise: Noise, *shared: jax.Array
 ) -> jax.Array:
-    """Sends `x` through the stacked layers of `block`, scanned or unrolled, with one dropout key each."""
+    """Sends `x` [B, L, D] through the stacked layers of `block`, scanned or unrolled.
+
+    `noise` has a leading layers axis too; what is `shared` goes to every layer.
+    """
     graphdef, stacked = nnx.split(block, nnx.Param)
-    layers = jax.tree.leaves(stacked)[0].shape[0]
-    keys = None if key is None else jax.random.split(key, layers)
 
     def body(x: jax.Array, layer: tuple) -> tuple[jax.Array, None]:
-        params, layer_key = layer
-        return nnx.merge(graphdef, params)(x, layer_key, *shared), None
+        params, layer_noise = layer
+        return nnx.merge(graphdef, params)(x, layer_noise, *shared), None
 
     if config.remat != "none":
         # Scan keeps a layer's recomputation apart by itself; an unrolled one has to be kept from merging.
@@ -134,9 +147,9 @@ def run_layers(
             body, policy=POLICIES[config.remat], prevent_cse=not config.scan_layers
         )
     if config.scan_layers:
-        return jax.lax.scan(body, x, (stacked, keys))[0]
-    for i in range(layers):
-        x, _ = body(x, jax.tree.map(lambda leaf, i=i: leaf[i], (stacked, keys)))
+        return jax.lax.scan(body, x, (stacked, noise))[0]
+    for i in range(jax.tree.leaves(stacked)[0].shape[0]):
+        x, _ = body(x, jax.tree.map(lambda leaf, i=i: leaf[i], (stacked, noise)))
     return x
 
 

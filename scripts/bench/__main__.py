@@ -1,0 +1,19 @@
+"""`python -m scripts.bench data|train|evaluate [options]`; `--help` after the name lists a benchmark's options."""
+
+import importlib
+import sys
+
+BENCHES = ("data", "train", "evaluate")
+
+
+def main(argv: list[str]) -> int:
+    """Runs the benchmark named first with the other arguments; returns the exit code."""
+    if not argv or argv[0] not in BENCHES:
+        print(__doc__, file=sys.stderr)
+        return 2
+    importlib.import_module(f"scripts.bench.{argv[0]}").main(argv[1:])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

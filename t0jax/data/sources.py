@@ -1,0 +1,379 @@
+"""Prompted data sets as seqio sources and tasks.
+
+A task is declared in one line and opens nothing until it is read:
+
+    SPEC = DatasetSpec("my_reviews", local="data/my_reviews")           # train.jsonl, validation.jsonl there
+    add_prompt_task("my_reviews_is_it_good", SPEC, "is it good", prompts_root="my_prompts")
+    add_rank_task("my_reviews_is_it_good", SPEC, "is it good", prompts_root="my_prompts")   # ..._score_eval
+    add_mixture("my_train", {"my_reviews_is_it_good": 1.0})
+
+The tasks are ordinary seqio tasks. Readers that need no TensorFlow take the rows themselves:
+`prompted_rows(task, split)` gives a picklable `PromptedRows`, for training and for rank classification alike, and
+`members(mixture)` the tasks of a mixture with their rates.
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import seqio
+import tensorflow as tf
+
+from t0jax.data import views
+from t0jax.data.ranking import rank_classification, rank_postprocess
+from t0jax.data.rows import DatasetSpec, DataUnavailable, PromptedRows, available_splits
+from t0jax.data.vocabulary import t5_vocabulary
+
+RANK_SUFFIX = "_score_eval"
+SPLITS = ("train", "validation", "test")
+_ROWS_PER_CALL = 64
+_ROWS_PER_SHARD = 20_000
+
+Columns = dict[str, np.ndarray]
+
+
+class PromptSource(seqio.DataSource):
+    """A data set through one prompt: rows by index for readers that want them, `tf.data` for seqio.
+
+    As training text (`rank=False`) an element is {inputs, targets}: the view's gold pair; rows without one (the
+    prompt does not apply, the answer is empty or hidden) are left out. For rank classification an element is one
+    choice of one example: {idx [example, choice], inputs, targets, is_correct, weight}.
+    """
+
+    def __init__(
+        self,
+        spec: DatasetSpec,
+        template_name: str,
+        *,
+        splits: Mapping[str, str] | Sequence[str] = SPLITS,
+        view: str = "direct",
+        rank: bool = False,
+        seed: int = 0,
+        prompts_root: str = "",
+        local_dir: str = "",
+    ) -> None:
+        """
+        Args:
+          spec: the data set.
+          template_name: exact name of the prompt.
+          splits: names of the splits, or {name: name in the data} (ANLI: {"validation": "dev_r1"}). Of local data
+            without a map, the splits are those that have files.
+          view: name in `views.VIEWS`.
+          rank: one element per answer choice instead of one per row.
+          seed: of prompts that draw at random.
+          prompts_root, local_dir: where from, if not from `T0JAX_PROMPTS_DIR` and `T0JAX_DATA_DIR`.
+        """
+        self.spec, self.template_name = spec, template_name
+        self.view, self.rank, self.seed = view, rank, seed
+        self.prompts_root, self.local_dir = str(prompts_root), str(local_dir)
+        self._mapped = isinstance(splits, Mapping)
+        self._data_splits = (
+            dict(splits) if isinstance(splits, Mapping) else {name: name for name in splits}
+        )
+        super().__init__(splits=tuple(self._data_splits))
+
+    @property
+    def splits(self) -> Sequence[str]:
+        """Names of the splits; of a data set with local files, those that are there."""
+        try:
+            there = available_splits(self.spec, self.local_dir)
+        except DataUnavailable:
+            there = None
+        if there is None:
+            return tuple(self._data_splits)
+        if self._mapped:
+            return tuple(name for name, in_data in self._data_splits.items() if in_data in there)
+        return tuple(sorted(there, key=lambda name: (name != "train", name != "validation", name)))
+
+    def rows(self, split: str) -> PromptedRows:
+        """The rows of a split, not yet opened.
+
+        Raises:
+          ValueError: no such split.
+        """
+        if split not in self._data_splits and (self._mapped or split not in self.splits):
+            there = ", ".join(self.splits) or "none"
+            raise ValueError(f"{self.spec.name} has no split {split!r}; it has {there}")
+        in_data = self._data_splits.get(split, split)
+        places = (self.prompts_root, self.local_dir)
+        return PromptedRows(self.spec, in_data, self.template_name, self.seed, *places)
+
+    @property
+    def supports_arbitrary_sharding(self) -> bool:
+        return True
+
+    def list_shards(self, split: str) -> Sequence[str]:
+        """Names of as many shards as are worth reading apart."""
+        count = -(-len(self.rows(split)) // _ROWS_PER_SHARD)
+        return [f"{split}-{number:05d}-of-{count:05d}" for number in range(count)]
+
+    def num_input_examples(self, split: str) -> int | None:
+        """Rows of the split, None if the data cannot be had."""
+        try:
+            return len(self.rows(split))
+        except (DataUnavailable, ValueError):
+            return None
+
+    def get_dataset(
+        self,
+        split: str = "train",
+        shuffle: bool = True,
+        seed: int | None = None,
+        shard_info: seqio.ShardInfo | None = None,
+        *,
+        sequence_length: Mapping[str, int] | None = None,
+        use_cached: bool = False,
+        num_epochs: int | None = 1,
+    ) -> tf.data.Dataset:
+        """Elements of a shard, which takes every `num_shards`-th row; a shuffle is over all of them.
+
+        The order lives in a range of row numbers, so that the iterator's state can be saved.
+        """
+        del sequence_length, use_cached, num_epochs
+        rows = self.rows(split)
+        if self.rank:
+            rows.require_choices()
+        start, step = (shard_info.index, shard_info.num_shards) if shard_info else (0, 1)
+        numbers = tf.data.Dataset.range(start, len(rows), step)
+        if shuffle:
+            numbers = numbers.shuffle(max(1, -(-len(rows) // step)), seed=seed)
+        read = functools.partial(
+            _rank_columns if self.rank else _text_columns, rows, views.find_view(self.view)
+        )
+        layout = _RANK_LAYOUT if self.rank else _TEXT_LAYOUT
+        return (
+            numbers.batch(_ROWS_PER_CALL)
+            .map(functools.partial(_as_tensors, read, layout))
+            .unbatch()
+        )
+
+    def _identity(self) -> tuple[Any, ...]:
+        splits = tuple(self._data_splits.items())
+        places = (self.prompts_root, self.local_dir)
+        return (self.spec, self.template_name, splits, self.view, self.rank, self.seed, *places)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, PromptSource) and self._identity() == other._identity()
+
+    def __hash__(self) -> int:
+        return hash(self._identity())
+
+    def __repr__(self) -> str:
+        kind = "rank, " if self.rank else ""
+        return f"PromptSource({self.spec.name}, {self.template_name!r}, {kind}splits={self._data_splits})"
+
+
+_TEXT_LAYOUT = {"inputs": (tf.string, ()), "targets": (tf.string, ())}
+_RANK_LAYOUT = {
+    "idx": (tf.int32, (2,)),
+    "inputs": (tf.string, ()),
+    "is_correct": (tf.bool, ()),
+    "targets": (tf.string, ()),
+    "weight": (tf.float32, ()),
+}
+
+
+def _as_tensors(
+    read: Callable[[np.ndarray], Columns],
+    layout: Mapping[str, tuple[tf.DType, tuple[int, ...]]],
+    numbers: tf.Tensor,
+) -> dict[str, tf.Tensor]:
+    """Elements of some row numbers, as tensors with a leading axis of unknown size."""
+
+    def columns(numbers: np.ndarray) -> list[np.ndarray]:
+        found = read(numbers)
+        return [found[name] for name in layout]
+
+    tensors = tf.numpy_function(columns, [numbers], [dtype for dtype, _ in layout.values()])
+    named = dict(zip(layout, tensors, strict=True))
+    for name, (_, shape) in layout.items():
+        named[name].set_shape((None, *shape))
+    return named
+
+
+def _text_columns(rows: PromptedRows, view: views.View, numbers: np.ndarray) -> Columns:
+    pairs = []
+    for number in numbers.tolist():
+        rendered = rows[number]
+        pair = view.gold(rendered) if rendered is not None else None
+        if pair is not None:
+            pairs.append(pair)
+    return {
+        "inputs": _strings([pair.inputs for pair in pairs]),
+        "targets": _strings([pair.targets for pair in pairs]),
+    }
+
+
+def _rank_columns(rows: PromptedRows, view: views.View, numbers: np.ndarray) -> Columns:
+    idx, pairs, correct = [], [], []
+    for number in numbers.tolist():
+        rendered = rows[number]
+        if rendered is None or not rendered.inputs or not rendered.targets:
+            continue
+        right = views.correct_choices(rendered)
+        for choice, pair in enumerate(view.candidates(rendered)):
+            idx.append((number, choice))
+            pairs.append(pair)
+            correct.append(choice in right)
+    return {
+        "idx": np.array(idx, np.int32).reshape(-1, 2),
+        "inputs": _strings([pair.inputs for pair in pairs]),
+        "is_correct": np.array(correct, np.bool_),
+        "targets": _strings([pair.targets for pair in pairs]),
+        "weight": np.ones(len(pairs), np.float32),
+    }
+
+
+def _strings(texts: Sequence[str]) -> np.ndarray:
+    return np.array([text.encode() for text in texts], np.object_ if texts else np.bytes_)
+
+
+# ---------------------------------------------------------------------------------------- declaring tasks
+
+
+def output_features(vocabulary: seqio.Vocabulary | None = None) -> dict[str, seqio.Feature]:
+    """T0's features: inputs without end of sequence, targets with, int32."""
+    vocabulary = vocabulary or t5_vocabulary()
+    return {
+        "inputs": seqio.Feature(vocabulary, add_eos=False, dtype=tf.int32),
+        "targets": seqio.Feature(vocabulary, add_eos=True, dtype=tf.int32),
+    }
+
+
+def add_prompt_task(
+    name: str,
+    spec: DatasetSpec,
+    template_name: str,
+    *,
+    splits: Mapping[str, str] | Sequence[str] = SPLITS,
+    vocabulary: seqio.Vocabulary | None = None,
+    view: str = "direct",
+    seed: int = 0,
+    prompts_root: str = "",
+    local_dir: str = "",
+    postprocess_fn: Callable[..., Any] | None = None,
+    metric_fns: Sequence[Callable[..., Any]] = (),
+) -> seqio.Task:
+    """Registers a text-to-text task of one data set and one prompt; see `PromptSource` for the arguments.
+
+    Declaring the same task again is allowed and changes nothing.
+
+    Raises:
+      ValueError: the name is taken by another task.
+    """
+    source = PromptSource(
+        spec,
+        template_name,
+        splits=splits,
+        view=view,
+        seed=seed,
+        prompts_root=prompts_root,
+        local_dir=local_dir,
+    )
+    return _add_task(name, source, vocabulary, postprocess_fn, metric_fns)
+
+
+def add_rank_task(
+    name: str,
+    spec: DatasetSpec,
+    template_name: str,
+    *,
+    splits: Mapping[str, str] | Sequence[str] = SPLITS,
+    vocabulary: seqio.Vocabulary | None = None,
+    view: str = "direct",
+    seed: int = 0,
+    prompts_root: str = "",
+    local_dir: str = "",
+) -> seqio.Task:
+    """Registers `<name>_score_eval`, the prompt's answer choices for rank classification; else as `add_prompt_task`."""
+    source = PromptSource(
+        spec, template_name, splits=splits, view=view, rank=True, seed=seed, prompts_root=prompts_root,
+        local_dir=local_dir,
+    )  # fmt: skip
+    name = name.removesuffix(RANK_SUFFIX) + RANK_SUFFIX
+    return _add_task(name, source, vocabulary, rank_postprocess, [_rank_metric(source)])
+
+
+def add_mixture(
+    name: str, rates: Mapping[str, float | Callable[[seqio.Task], float]]
+) -> seqio.Mixture:
+    """Registers a mixture of {task or mixture: rate}; declaring the same one again changes nothing.
+
+    Raises:
+      ValueError: the name is taken by a mixture of other tasks.
+    """
+    if name not in seqio.MixtureRegistry.names():
+        return seqio.MixtureRegistry.add(name, list(rates.items()))
+    mixture = seqio.MixtureRegistry.get(name)
+    tasks = {member for part in rates for member in members(part)}
+    if {task.name for task in mixture.tasks} != tasks:
+        raise ValueError(
+            f"mixture {name!r} is already registered with other tasks; choose another name"
+        )
+    return mixture
+
+
+def _add_task(
+    name: str,
+    source: PromptSource,
+    vocabulary: seqio.Vocabulary | None,
+    postprocess_fn: Callable[..., Any] | None,
+    metric_fns: Sequence[Callable[..., Any]],
+) -> seqio.Task:
+    views.find_view(source.view)
+    if name in seqio.TaskRegistry.names():
+        task = seqio.TaskRegistry.get(name)
+        if task.source != source:
+            raise ValueError(
+                f"task {name!r} is already registered as {task.source}; choose another name"
+            )
+        return task
+    # T0's order: a target longer than its length loses its end of sequence (t-zero, tasks.py).
+    steps = [
+        seqio.preprocessors.tokenize,
+        seqio.preprocessors.append_eos,
+        seqio.CacheDatasetPlaceholder(),
+    ]
+    return seqio.TaskRegistry.add(
+        name,
+        source=source,
+        preprocessors=steps,
+        output_features=output_features(vocabulary),
+        postprocess_fn=postprocess_fn,
+        metric_fns=list(metric_fns),
+    )
+
+
+def _rank_metric(source: PromptSource) -> Callable[..., dict[str, float]]:
+    def rank_metric(targets: Sequence[Any], scores: Sequence[float]) -> dict[str, float]:
+        fixed = source.rows(source.splits[0]).template.fixed_answer_choices
+        return rank_classification(targets, scores, len(fixed) if fixed else None)
+
+    return rank_metric
+
+
+# ---------------------------------------------------------------------------------------- reading tasks
+
+
+def members(name: str) -> dict[str, float]:
+    """{task: rate} of a mixture or a task, which is its own only member.
+
+    Raises:
+      ValueError: no such name, or a rate is not positive.
+    """
+    try:
+        found = seqio.get_mixture_or_task(name)
+    except ValueError as error:
+        raise ValueError(
+            f"no task or mixture {name!r} is registered by the modules given"
+        ) from error
+    if isinstance(found, seqio.Task):
+        return {found.name: 1.0}
+    return {task.name: float(found.get_rate(task)) for task in found.tasks}
+
+
+def prompted_rows(task_name: str, split: str) -> PromptedRows | None:
+    """The rows of a `PromptSource` task, not yet opened; None for any other kind of seqio task."""
+    source = seqio.TaskRegistry.get(task_name).source
+    return source.rows(split) if isinstance(source, PromptSource) else None

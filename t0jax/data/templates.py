@@ -1,0 +1,436 @@
+"""promptsource's prompts: reading its YAML files, and rendering an example with one.
+
+The format and its semantics are promptsource 0.2.3's (`promptsource/templates.py`): a prompt is a Jinja template
+whose text is cut at `|||` into the input and the target, with answer choices that are a template of their own.
+Different are: rendering draws only from a given seed (promptsource draws from Python's global generator); the
+separator is protected in nested strings too (promptsource: in top-level strings alone); a field that the prompt
+needs and the example lacks is an error (promptsource prints nothing); and templates run in `sandbox.Sandbox`.
+"""
+
+import difflib
+import functools
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+from jinja2 import meta, nodes
+
+from t0jax.data.metering import Meter
+from t0jax.data.prices import PRINTED_LENGTH
+from t0jax.data.sandbox import MissingFieldError, Sandbox
+
+SEPARATOR = "|||"
+PROTECTOR = "3ed2dface8203c4c9dfb1a5dc58e41e0"
+"""Stands for a separator that is part of the data; promptsource's own value."""
+MAX_RENDERED = 1 << 20
+"""Characters of one rendering."""
+RELEASE = "promptsource-0.2.3"
+USERS = ("Zaid", "craffel")
+"""Folders of the release that are user names, so that `user/dataset` is the data set (promptsource: INCLUDED_USERS)."""
+
+
+class TemplateError(ValueError):
+    """A prompt that cannot be found, read or rendered; the message names it, its file and the way out."""
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What promptsource notes about a prompt; None and () where the file says nothing."""
+
+    original_task: bool | None = None
+    """Whether the prompt asks for the task the data set was made for."""
+    choices_in_prompt: bool | None = None
+    metrics: tuple[str, ...] = ()
+    languages: tuple[str, ...] = ()
+    """Of the prompt, not of the data."""
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """One example seen through one prompt."""
+
+    inputs: str
+    targets: str
+    """Empty where the example has no known answer."""
+    choices: tuple[str, ...] | None
+    """The answer choices, in order; None for a prompt without."""
+
+
+@dataclass(frozen=True)
+class Template:
+    """One prompt. Compiled on first use; pickles as its text."""
+
+    id: str
+    name: str
+    jinja: str
+    reference: str = ""
+    answer_choices: str | None = None
+    metadata: Metadata = field(default_factory=Metadata)
+    dataset: str = ""
+    subset: str | None = None
+    path: str = ""
+    """The file it was read from."""
+
+    def render(self, example: Mapping[str, Any], seed: int = 0) -> Rendered | None:
+        """The example as this prompt puts it.
+
+        Args:
+          example: a row, column -> value; never changed. Hyphens in column names become underscores, as in
+            t0-zero's seqio tasks (promptsource's `removeHyphen`).
+          seed: of `choice` and `random`. Prompt and target come from one draw; the same (seed, prompt) always
+            draws the same, so a caller gives every row a seed of its own.
+
+        Returns:
+          None where the prompt does not apply: it renders nothing, no separator, several, or an empty input.
+
+        Raises:
+          TemplateError: a field is missing, or the template fails or asks for too much.
+        """
+        parts, choices = self.apply(example, seed)
+        if len(parts) != 2 or not parts[0]:
+            return None
+        return Rendered(parts[0], parts[1], choices)
+
+    def apply(
+        self, example: Mapping[str, Any], seed: int = 0
+    ) -> tuple[list[str], tuple[str, ...] | None]:
+        """promptsource's `Template.apply` (the parts between separators) with the answer choices.
+
+        Raises:
+          TemplateError: as `render`.
+        """
+        program = self._program
+        try:
+            parts, choices = program.run(example, f"{seed}:{self.id}")
+        except MissingFieldError as error:
+            raise self._error(_missing(error.name, example)) from None
+        except Exception as error:  # a template can make any operation fail
+            raise self._error(f"{type(error).__name__}: {error!s:.500}") from error
+        return parts, None if choices is None else tuple(choices)
+
+    @functools.cached_property
+    def fixed_answer_choices(self) -> list[str] | None:
+        """The answer choices if they are the same for every example, else None."""
+        program = self._program
+        if program.choices is None or program.choices_vary:
+            return None
+        try:
+            return list(program.render_fixed())
+        except Exception as error:
+            raise self._error(f"answer_choices: {type(error).__name__}: {error}") from error
+
+    @property
+    def is_random(self) -> bool:
+        """Whether it draws with `choice` or `random`."""
+        return self._program.is_random
+
+    @property
+    def fields(self) -> frozenset[str]:
+        """Top-level fields of the example that it needs."""
+        return self._program.fields
+
+    @property
+    def optional_fields(self) -> frozenset[str]:
+        """Top-level fields that it uses if they are there (`is defined`, `default`, set before read)."""
+        return self._program.optional
+
+    @functools.cached_property
+    def _program(self) -> "_Program":
+        try:
+            return _Program(self.jinja, self.answer_choices)
+        except jinja2.TemplateSyntaxError as error:
+            raise self._error(f"broken Jinja at line {error.lineno}: {error.message}") from error
+        except Exception as error:  # LimitError, or Python's own compiler on what Jinja let pass
+            raise self._error(f"{type(error).__name__}: {error!s:.500}") from error
+
+    def _error(self, message: str) -> TemplateError:
+        data = self.dataset if self.subset is None else f"{self.dataset}/{self.subset}"
+        where = f" ({self.path})" if self.path else ""
+        return TemplateError(f"prompt {self.name!r} of {data or 'no data set'}{where}: {message}")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: self.__dict__[name] for name in self.__dataclass_fields__}
+
+
+# ----------------------------------------------------------------------------------------- rendering
+
+_SANDBOX = Sandbox()
+
+
+class _Program:
+    """A prompt's two templates, compiled, and what they read."""
+
+    def __init__(self, jinja: str, answer_choices: str | None) -> None:
+        truncated = jinja.replace("}}", f" | string | truncate({PRINTED_LENGTH}) }}}}")
+        text, choices = _Source(truncated), _Source(answer_choices or "")
+        self.text = _SANDBOX.compile_prompt(text.tree)
+        self.choices = None
+        if answer_choices is not None:
+            self.choices = _SANDBOX.compile_prompt(choices.tree)
+        read = (text.read | choices.read) - {"answer_choices"}
+        self.optional = frozenset((text.optional | choices.optional) & read)
+        self.fields = frozenset(read - self.optional)
+        self.is_random = text.is_random or choices.is_random
+        self.fixed_choices: list[str] | None = None
+        self.choices_vary = bool(choices.read) or choices.is_random
+        self._names = tuple(read | text.functions | choices.functions)
+
+    def run(self, example: Mapping[str, Any], seed: str) -> tuple[list[str], list[str] | None]:
+        """The parts of the rendering and the answer choices."""
+        for name in example:
+            if "-" in name:
+                example = {name.replace("-", "_"): value for name, value in example.items()}
+                break
+        if "answer_choices" in example:
+            raise ValueError("the example has a field 'answer_choices', a name that prompts reserve")
+        meter = Meter(seed, example)
+        choices = self._choices_of(example, meter)
+        variables = self._bind(example)
+        variables["answer_choices"] = None if choices is None else list(choices)
+        return _cut(_SANDBOX.run(self.text, variables, meter)), choices
+
+    def render_fixed(self) -> list[str]:
+        """The answer choices of a prompt whose choices do not vary; rendered once."""
+        if self.fixed_choices is None:
+            self.fixed_choices = _cut(_SANDBOX.run(self.choices, {}, Meter("", {})))
+        return self.fixed_choices
+
+    def _choices_of(self, example: Mapping[str, Any], meter: Meter) -> list[str] | None:
+        if self.choices is None:
+            return None
+        if not self.choices_vary:
+            return self.render_fixed()
+        return _cut(_SANDBOX.run(self.choices, self._bind(example), meter))
+
+    def _bind(self, example: Mapping[str, Any]) -> dict[str, Any]:
+        variables = {}
+        for name in self._names:
+            if name in example:
+                value = example[name]
+                if type(value) is str:
+                    variables[name] = value.replace(SEPARATOR, PROTECTOR) if SEPARATOR in value else value
+                else:
+                    variables[name] = _copied(value)
+            elif name in self.optional:
+                variables[name] = jinja2.Undefined(name=name)
+        return variables
+
+
+def _copied(value: Any) -> Any:
+    """`value` with lists and dicts of its own, for templates change theirs, and separators protected."""
+    if isinstance(value, str):
+        return value.replace(SEPARATOR, PROTECTOR) if SEPARATOR in value else value
+    if isinstance(value, dict):
+        return {key: _copied(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_copied(item) for item in value]
+    if type(value) is tuple:
+        return tuple(map(_copied, value))
+    return value
+
+
+def _cut(text: str) -> list[str]:
+    if len(text) > MAX_RENDERED:
+        raise ValueError(f"it renders {len(text)} characters, at most {MAX_RENDERED}")
+    return [part.replace(PROTECTOR, SEPARATOR).strip() for part in text.split(SEPARATOR)]
+
+
+def _missing(name: str, example: Mapping[str, Any]) -> str:
+    near = difflib.get_close_matches(name, example, n=2)
+    hint = f"; renamed to {' or '.join(map(repr, near))}?" if near else ""
+    return f"the example has no field {name!r}, it has {', '.join(map(repr, example))}{hint}"
+
+
+class _Source:
+    """The syntax tree of a template and the names in it."""
+
+    def __init__(self, source: str) -> None:
+        self.tree = _SANDBOX.parse_prompt(source)
+        first: dict[str, str] = {}
+        stored, asked, filters = False, set(), set()
+        for node in _in_order(self.tree):
+            if isinstance(node, nodes.Name):
+                first.setdefault(node.name, node.ctx)
+                stored |= node.ctx != "load"
+            elif isinstance(node, nodes.Filter | nodes.Test):
+                filters.add(node.name)
+                if node.name in _ASKING and isinstance(node.node, nodes.Name):
+                    asked.add(node.node.name)
+        self.functions = set(first) & set(_SANDBOX.globals)
+        # Jinja's own account of scopes costs as much as compiling, and matters where names are set.
+        self.read = meta.find_undeclared_variables(self.tree) if stored else set(first) - self.functions
+        self.optional = asked | {name for name, context in first.items() if context != "load"}
+        self.is_random = bool(filters & {"choice", "random"}) or _names_random_filter(self.tree, filters)
+
+
+_ASKING = frozenset({"defined", "undefined", "default", "d"})
+
+
+def _names_random_filter(tree: nodes.Template, filters: set[str]) -> bool:
+    """Whether `map` is given the name of a filter that draws."""
+    names = {node.value for node in tree.find_all(nodes.Const)} if "map" in filters else set()
+    return bool(names & {"choice", "random"})
+
+
+def _in_order(node: nodes.Node) -> Iterator[nodes.Node]:
+    """All nodes below and including `node` in the order of execution."""
+    yield node
+    if isinstance(node, nodes.Assign | nodes.AssignBlock):
+        children = sorted(node.iter_child_nodes(), key=lambda child: child is node.target)
+    elif isinstance(node, nodes.For):
+        children = [node.iter, node.target, *node.iter_child_nodes(exclude=("iter", "target"))]
+    else:
+        children = node.iter_child_nodes()
+    for child in children:
+        yield from _in_order(child)
+
+
+# ------------------------------------------------------------------------------------------- reading
+
+
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+    """YAML's safe loader that reads promptsource's two tags as mappings."""
+
+
+for _tag in ("!Template", "!TemplateMetadata"):
+    _Loader.add_constructor(_tag, lambda loader, node: loader.construct_mapping(node, deep=True))
+
+
+def load_templates(root: Path, dataset: str, subset: str | None = None) -> dict[str, Template]:
+    """All prompts of a data set, by name, sorted by name.
+
+    Args:
+      root: a folder in the layout of promptsource's `templates`.
+      dataset: `super_glue`, or `super_glue/rte` without a subset.
+
+    Raises:
+      TemplateError: no such data set (with suggestions), or a file that is not promptsource's YAML.
+    """
+    path = _file_of(Path(root), dataset, subset)
+    document = _read(path)
+    templates: dict[str, Template] = {}
+    for key, fields in document["templates"].items():
+        template = _template(path, str(key), fields, dataset, subset)
+        if template.name in templates:
+            raise TemplateError(f"{path}: two prompts are named {template.name!r}")
+        templates[template.name] = template
+    return {name: templates[name] for name in sorted(templates)}
+
+
+def find_template(root: Path, dataset: str, subset: str | None, name: str) -> Template:
+    """The prompt of that name.
+
+    Raises:
+      TemplateError: as `load_templates`, or no such prompt (with suggestions).
+    """
+    templates = load_templates(root, dataset, subset)
+    if name in templates:
+        return templates[name]
+    data = dataset if subset is None else f"{dataset}/{subset}"
+    hint = _suggest(name, templates) or f"there are: {', '.join(map(repr, templates))}"
+    raise TemplateError(f"unknown prompt {name!r} for {data}; {hint}")
+
+
+def list_subsets(root: Path) -> list[tuple[str, str | None]]:
+    """Every (data set, subset) with prompts below `root`, sorted by path.
+
+    Raises:
+      TemplateError: `root` is no folder.
+    """
+    if not Path(root).is_dir():
+        raise TemplateError(f"no folder of prompts at {root}")
+    paths = sorted(Path(root).glob("**/templates.yaml"))
+    return [_names_of(path, path.parent.relative_to(root).parts) for path in paths if path.parent != root]
+
+
+def prompts_dir(explicit: str = "") -> Path:
+    """The folder of prompts: `explicit`, or `T0JAX_PROMPTS_DIR`, or what `scripts.prompts fetch` unpacked.
+
+    Raises:
+      TemplateError: it does not exist.
+    """
+    named = explicit or os.environ.get("T0JAX_PROMPTS_DIR", "")
+    path = Path(named).expanduser() if named else release_dir() / "templates"
+    if not path.is_dir():
+        way_out = "set data.prompts_dir or T0JAX_PROMPTS_DIR, or run `python -m scripts.prompts fetch`"
+        raise TemplateError(f"no folder of prompts at {path}; {way_out}")
+    return path
+
+
+def release_dir() -> Path:
+    """Where the fetched release is kept: below `T0JAX_CACHE_DIR`, or `~/.cache/t0jax`."""
+    return Path(os.environ.get("T0JAX_CACHE_DIR") or "~/.cache/t0jax").expanduser() / RELEASE
+
+
+def _names_of(path: Path, parts: tuple[str, ...]) -> tuple[str, str | None]:
+    """Data set and subset as the file's head names them, else as its folders do."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        head = file.readline()
+    named = re.fullmatch(r"dataset: *['\"]?([^'\"\n]+?)['\"]? *\n", head)
+    size = len(named[1].split("/")) if named and "/".join(parts).startswith(named[1]) else 0
+    size = size or (2 if parts[0] in USERS else 1)
+    return "/".join(parts[:size]), "/".join(parts[size:]) or None
+
+
+def _file_of(root: Path, dataset: str, subset: str | None) -> Path:
+    name = dataset if subset is None else f"{dataset}/{subset}"
+    path = root.joinpath(*name.split("/"), "templates.yaml")
+    if path.is_file() and not {"", ".", ".."} & set(name.split("/")):
+        return path
+    known = ["/".join(filter(None, names)) for names in list_subsets(root)]
+    inside = [other for other in known if other.startswith(f"{name}/")]
+    hint = f"its subsets are {', '.join(inside)}" if inside else _suggest(name, known)
+    raise TemplateError(f"no prompts for data set {name!r} in {root}; {hint or f'it has {len(known)} data sets'}")
+
+
+def _suggest(name: str, known: Iterable[str]) -> str:
+    folded = {other.casefold().strip(): other for other in known}
+    near = difflib.get_close_matches(name.casefold().strip(), folded, n=3, cutoff=0.6)
+    return f"did you mean {' or '.join(repr(folded[other]) for other in near)}?" if near else ""
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        document = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise TemplateError(f"{path}: broken YAML: {error!s:.500}") from error
+    if not isinstance(document, dict) or not isinstance(document.get("templates"), dict):
+        raise TemplateError(f"{path}: not a promptsource file: no mapping named 'templates'")
+    return document
+
+
+def _template(path: Path, key: str, fields: Any, dataset: str, subset: str | None) -> Template:
+    if not isinstance(fields, dict):
+        raise TemplateError(f"{path}: template {key}: not a mapping")
+    for name in ("name", "jinja"):
+        if not isinstance(fields.get(name), str):
+            raise TemplateError(f"{path}: template {key}: its {name!r} is missing or no text")
+    choices = fields.get("answer_choices")
+    if not isinstance(choices, str | None):
+        raise TemplateError(f"{path}: template {key}: its 'answer_choices' are no text")
+    return Template(
+        id=str(fields.get("id") or key),
+        name=fields["name"],
+        jinja=fields["jinja"],
+        reference=str(fields.get("reference") or ""),
+        answer_choices=choices,
+        metadata=_metadata(fields.get("metadata")),
+        dataset=dataset,
+        subset=subset,
+        path=str(path),
+    )
+
+
+def _metadata(fields: Any) -> Metadata:
+    fields = fields if isinstance(fields, dict) else {}
+    return Metadata(
+        original_task=fields.get("original_task"),
+        choices_in_prompt=fields.get("choices_in_prompt"),
+        metrics=tuple(map(str, fields.get("metrics") or ())),
+        languages=tuple(map(str, fields.get("languages") or ())),
+    )

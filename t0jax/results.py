@@ -1,0 +1,241 @@
+"""What rank classification found: metrics of scored rows, aggregates over prompts, and the files they go to."""
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from t0jax.config import UserError
+
+RESULTS_FILE = "results.json"
+SCORES_FOLDER = "scores"
+
+
+class EvaluationError(UserError, ValueError):
+    """Something that cannot be scored; the message names the task, the row and the way out."""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Metrics
+
+
+@dataclass(frozen=True)
+class ScoredRow:
+    """One row of a data set through one prompt: a score a choice (nats, float32) and the right choices."""
+
+    row: int
+    scores: np.ndarray
+    correct: tuple[int, ...]
+
+    @property
+    def prediction(self) -> int:
+        """The likeliest choice; the first of equal ones."""
+        return int(np.argmax(self.scores))
+
+    @property
+    def gold(self) -> int:
+        """The right choice; of several the predicted one, if it is among them."""
+        return self.prediction if self.prediction in self.correct else self.correct[0]
+
+
+def accuracy(rows: Sequence[ScoredRow]) -> float:
+    """Share of rows whose prediction is one of the right choices."""
+    return float(np.mean([row.prediction in row.correct for row in rows]))
+
+
+def chance(rows: Sequence[ScoredRow]) -> float:
+    """Expected accuracy of a uniform guess: the mean over rows of right choices / choices."""
+    return float(np.mean([len(row.correct) / len(row.scores) for row in rows]))
+
+
+def macro_f1(gold: Sequence[int], predicted: Sequence[int]) -> float:
+    """Unweighted mean of F1 over the classes that occur in either (scikit-learn's `f1_score(average="macro")`)."""
+    right, wanted = np.asarray(gold), np.asarray(predicted)
+    values = []
+    for label in np.union1d(right, wanted):
+        hits = np.sum((right == label) & (wanted == label))
+        values.append(2 * hits / (np.sum(right == label) + np.sum(wanted == label)))
+    return float(np.mean(values))
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Mean, median, inter-quartile range (linear interpolation) and population standard deviation."""
+    low, middle, high = np.percentile(values, [25, 50, 75])
+    return {
+        "mean": float(np.mean(values)),
+        "median": float(middle),
+        "iqr": float(high - low),
+        "std": float(np.std(values)),
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Results
+
+
+@dataclass(frozen=True)
+class Results:
+    """What an evaluation found, ready for JSON.
+
+    Attributes:
+        tasks: by task name: accuracy, macro_f1 (over choice positions), n, chance, dataset, prompt, coverage (share
+            of the rows that the prompt applies to) and seconds. A prompt that applies to no row has n 0 and no rates.
+        missing: by task name, why it was not scored.
+    """
+
+    tasks: dict[str, dict[str, Any]]
+    missing: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def scored(self) -> dict[str, dict[str, Any]]:
+        return {name: task for name, task in self.tasks.items() if task["n"]}
+
+    @property
+    def mean_accuracy(self) -> float:
+        """Over prompts; NaN when nothing was scored."""
+        values = [task["accuracy"] for task in self.scored.values()]
+        return float(np.mean(values)) if values else float("nan")
+
+    def datasets(self) -> dict[str, dict[str, Any]]:
+        """By data set: prompts, their accuracies' mean, median, iqr and std, chance, and the rows of a prompt."""
+        groups: dict[str, list[dict[str, Any]]] = {}
+        for task in self.scored.values():
+            groups.setdefault(task["dataset"], []).append(task)
+        return {
+            name: {
+                "prompts": len(tasks),
+                **spread([task["accuracy"] for task in tasks]),
+                "chance": float(np.mean([task["chance"] for task in tasks])),
+                "n": max(task["n"] for task in tasks),
+            }
+            for name, tasks in sorted(groups.items())
+        }
+
+    def overall(self) -> dict[str, Any]:
+        """`prompts` and the mean, median, iqr and std over all of them; their mean `chance`."""
+        tasks = list(self.scored.values())
+        if not tasks:
+            return {"prompts": 0}
+        values = spread([task["accuracy"] for task in tasks])
+        return {
+            "prompts": len(tasks),
+            **values,
+            "chance": float(np.mean([t["chance"] for t in tasks])),
+        }
+
+    def summary(self) -> dict[str, float]:
+        """Numbers for a training log: accuracy/median, accuracy/mean, chance, accuracy/DATASET (median)."""
+        overall = self.overall()
+        if not overall["prompts"]:
+            return {}
+        named = {f"accuracy/{name}": row["median"] for name, row in self.datasets().items()}
+        top = {"accuracy/median": overall["median"], "accuracy/mean": overall["mean"]}
+        return {**top, "chance": overall["chance"], **named}
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "tasks": self.tasks,
+            "datasets": self.datasets(),
+            "overall": self.overall(),
+            "missing": self.missing,
+        }
+
+    def table(self) -> str:
+        """One line a data set, accuracies over its prompts; then what was partly or not scored."""
+        columns = ("mean", "median", "iqr", "chance")
+        rows = [(name, row, row["n"]) for name, row in self.datasets().items()]
+        if rows:
+            rows.append(("all prompts", self.overall(), ""))
+        width = max([8, *(len(name) for name, _, _ in rows)])
+        lines = [f"{'data set':{width}}  prompts    mean  median     IQR  chance       n"]
+        for name, row, n in rows:
+            values = "  ".join(f"{row[column]:6.3f}" for column in columns)
+            lines.append(f"{name:{width}}  {row['prompts']:7d}  {values}  {n!s:>6}")
+        for name, task in self.tasks.items():
+            if task["coverage"] < 1:
+                lines.append(f"partly: {name} applies to {task['coverage']:.1%} of the rows")
+        return "\n".join([*lines, *missing_lines(self.missing)])
+
+
+def missing_lines(missing: Mapping[str, str]) -> list[str]:
+    """One line a reason, with the tasks it keeps from being scored."""
+    reasons: dict[str, list[str]] = {}
+    for name, reason in missing.items():
+        reasons.setdefault(reason, []).append(name)
+    return [
+        f"not scored: {len(names)} task(s), {names[0]}{' ...' if len(names) > 1 else ''}: {reason}"
+        for reason, names in reasons.items()
+    ]
+
+
+class ResultsFolder:
+    """`results.json` and `scores/<task>.jsonl` of one model and one set of settings.
+
+    Each file is written whole or not at all.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any], overwrite: bool = False):
+        """Takes the folder.
+
+        Raises:
+            EvaluationError: it holds the results of another model or of other settings, and `overwrite` is not set.
+        """
+        self.folder, self.settings = folder, json.loads(json.dumps(settings))
+        there = self._settings_there()
+        if there is not None and there != self.settings:
+            if not overwrite:
+                raise EvaluationError(self._conflict(there))
+            for old in (folder / SCORES_FOLDER).glob("*.jsonl"):
+                old.unlink(missing_ok=True)
+        (folder / SCORES_FOLDER).mkdir(parents=True, exist_ok=True)
+
+    def _settings_there(self) -> dict[str, Any] | None:
+        path = self.folder / RESULTS_FILE
+        if not path.exists():
+            return None
+        try:
+            return json.loads(path.read_text(encoding="utf-8")).get("settings", {})
+        except ValueError:
+            return {}
+
+    def _conflict(self, there: Mapping[str, Any]) -> str:
+        names = [name for name in self.settings if there.get(name) != self.settings[name]]
+        differing = "; ".join(
+            f"{n}: {there.get(n)!r} there, {self.settings[n]!r} now" for n in names
+        )
+        return (
+            f"{self.folder} holds other results ({differing or 'of an older layout'}); choose another --output, or "
+            "replace them with --overwrite"
+        )
+
+    def write_scores(self, task: str, rows: Iterable[ScoredRow]) -> None:
+        """One JSON object a line: row, scores (a choice), gold (the right choices), prediction."""
+        lines = (
+            json.dumps(
+                {
+                    "row": row.row,
+                    "scores": [float(str(score)) for score in row.scores],
+                    "gold": list(row.correct),
+                    "prediction": row.prediction,
+                }
+            )
+            for row in rows
+        )
+        _write(
+            self.folder / SCORES_FOLDER / f"{task}.jsonl", "".join(f"{line}\n" for line in lines)
+        )
+
+    def write_results(self, results: Results, complete: bool) -> None:
+        """Everything found so far; `complete` says that nothing is to come."""
+        content = {"settings": self.settings, "complete": complete, **results.to_json()}
+        _write(self.folder / RESULTS_FILE, json.dumps(content, indent=1) + "\n")
+
+
+def _write(path: Path, content: str) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(content, encoding="utf-8")
+    os.replace(partial, path)

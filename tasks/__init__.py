@@ -1,0 +1,1 @@
+"""Task modules: each registers seqio tasks and mixtures when it is imported."""

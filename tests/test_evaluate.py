@@ -1,0 +1,365 @@
+"""Rank evaluation of prompts: metrics against scikit-learn, one process against two."""
+
+import dataclasses
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from t0jax import config as cfg
+from t0jax import evaluate, models, results, sharding
+from t0jax.data import vocabulary
+from t0jax.data.rows import DatasetSpec
+
+TINY = cfg.Model(vocab_size=96, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4)
+EOS = 1
+
+
+def make_params(config, seed=1):
+    """Random parameters, a little larger than at initialisation so that scores differ."""
+    params = models.build(config).init(jax.random.key(seed))
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
+    noisy = [x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+    return jax.tree.unflatten(tree, noisy)
+
+
+def one_device():
+    return sharding.make_mesh(cfg.Mesh(), jax.devices()[:1])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Metrics and results
+
+
+def scored_row(scores, correct, row=0):
+    return results.ScoredRow(row, np.array(scores, np.float32), correct)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_macro_f1_is_scikit_learns(seed):
+    sklearn = pytest.importorskip("sklearn.metrics")
+    rng = np.random.default_rng(seed)
+    gold, predicted = rng.integers(0, 2 + seed, 50), rng.integers(0, 3, 50)
+    expected = sklearn.f1_score(gold, predicted, average="macro")
+    assert results.macro_f1(gold, predicted) == pytest.approx(expected, abs=1e-12)
+
+
+def test_any_of_several_right_choices_counts_and_the_first_of_equal_scores_wins():
+    rows = [
+        scored_row([-1, -2, -3], (0, 2)),
+        scored_row([-3, -2, -1], (0, 2)),
+        scored_row([-1, -1], (1,)),
+    ]
+    assert [row.prediction for row in rows] == [0, 2, 0]
+    assert results.accuracy(rows) == pytest.approx(2 / 3)
+    assert [row.gold for row in rows] == [0, 2, 1]
+
+
+def test_chance_is_the_mean_share_of_right_choices():
+    rows = [scored_row([0, 0, 0, 0], (1,)), scored_row([0, 0], (0,)), scored_row([0, 0], (0, 1))]
+    assert results.chance(rows) == pytest.approx((0.25 + 0.5 + 1) / 3)
+
+
+def task_row(accuracy, dataset="d", n=10, coverage=1.0):
+    rates = {"accuracy": accuracy, "macro_f1": accuracy, "chance": 0.5}
+    return {
+        **rates,
+        "n": n,
+        "dataset": dataset,
+        "prompt": "p",
+        "coverage": coverage,
+        "seconds": 1.0,
+    }
+
+
+def test_prompts_are_aggregated_by_data_set_and_over_all():
+    values = [0.1, 0.4, 0.5, 0.9]
+    tasks = {f"t{i}": task_row(value) for i, value in enumerate(values)} | {"u": task_row(1.0, "e")}
+    found = results.Results(tasks)
+    row = found.datasets()["d"]
+    low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])
+    assert (row["prompts"], row["n"]) == (4, 10)
+    assert row["median"] == pytest.approx(middle)
+    assert row["iqr"] == pytest.approx(high - low)
+    assert row["std"] == pytest.approx(np.std(values))
+    assert found.overall()["median"] == pytest.approx(0.5)
+    assert found.mean_accuracy == pytest.approx(np.mean([*values, 1.0]))
+
+
+def test_the_table_names_what_was_partly_or_not_scored():
+    missing = {"a": "rte: not here", "b": "rte: not here"}
+    text = results.Results({"t": task_row(0.5, coverage=0.25)}, missing).table()
+    assert "t applies to 25.0% of the rows" in text
+    assert "2 task(s), a ...: rte: not here" in text
+
+
+def test_results_of_other_settings_are_not_overwritten(tmp_path):
+    results.ResultsFolder(tmp_path, {"model": "a"}).write_results(results.Results({}), True)
+    results.ResultsFolder(tmp_path, {"model": "a"}).write_scores("t", [scored_row([0, 1], (1,))])
+    with pytest.raises(results.EvaluationError, match=r"model: 'a' there, 'b' now.*--overwrite"):
+        results.ResultsFolder(tmp_path, {"model": "b"})
+    assert (tmp_path / "scores" / "t.jsonl").exists()
+    results.ResultsFolder(tmp_path, {"model": "b"}, overwrite=True)
+    assert not (tmp_path / "scores" / "t.jsonl").exists()
+
+
+def test_scores_are_written_without_loss(tmp_path):
+    rows = [scored_row(np.float32([-1 / 3, -7.1e-5]), (1,), row=4)]
+    results.ResultsFolder(tmp_path, {}).write_scores("t", rows)
+    line = json.loads((tmp_path / "scores" / "t.jsonl").read_text())
+    assert np.float32(line["scores"]).tobytes() == rows[0].scores.tobytes()
+    assert (line["row"], line["gold"], line["prediction"]) == (4, [1], 1)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Prompted tasks
+
+PROMPTS = """
+dataset: pets
+templates:
+  1: !Template
+    {{id: '1', name: fixed, answer_choices: 'cat ||| dog', reference: '', metadata: {meta},
+     jinja: 'Which animal says {{{{ sound }}}}? ||| {{{{ answer_choices[label] }}}}'}}
+  2: !Template
+    {{id: '2', name: ragged, answer_choices: '{{{{ options | join("|||") }}}}', reference: '', metadata: {meta},
+     jinja: '{{{{ sound }}}} is said by ||| {{{{ options[label] }}}}'}}
+  3: !Template
+    {{id: '3', name: partly, answer_choices: 'cat ||| dog', reference: '', metadata: {meta},
+     jinja: '{{% if label == 0 %}} {{{{ sound }}}} ||| {{{{ answer_choices[label] }}}} {{% endif %}}'}}
+  4: !Template
+    {{id: '4', name: open, answer_choices: null, reference: '', metadata: {meta},
+     jinja: '{{{{ sound }}}} ||| {{{{ label }}}}'}}
+  5: !Template
+    {{id: '5', name: outside, answer_choices: 'cow ||| hen', reference: '', metadata: {meta},
+     jinja: '{{{{ sound }}}} ||| {{{{ options[label] }}}}'}}
+""".format(
+    meta="!TemplateMetadata {choices_in_prompt: false, languages: [en], metrics: [], original_task: true}"
+)
+
+
+@pytest.fixture(scope="module")
+def pets(tmp_path_factory):
+    """A data set of one's own with five prompts, and a vocabulary."""
+    root = tmp_path_factory.mktemp("pets")
+    sounds = ["meow", "purr", "woof", "bow wow"]
+    rows = [
+        {
+            "sound": f"{sounds[i % 4]} {'loud ' * (i % 7)}",
+            "label": i % 4 // 2,
+            "options": ["cat", "dog", "bird", "old fish"][: 2 + i % 3],
+        }
+        for i in range(31)
+    ]
+    data, prompts = root / "data" / "pets" / "default", root / "prompts" / "pets"
+    data.mkdir(parents=True)
+    prompts.mkdir(parents=True)
+    hidden = [*rows[:5], {**rows[0], "label": -1}]
+    for split, content in (("validation", rows), ("test", hidden)):
+        lines = (json.dumps(row) for row in content)
+        (data / f"{split}.jsonl").write_text("\n".join(lines))
+    (prompts / "templates.yaml").write_text(PROMPTS)
+    ghosts = prompts.parent / "ghosts"
+    ghosts.mkdir()
+    (ghosts / "templates.yaml").write_text(PROMPTS.replace("dataset: pets", "dataset: ghosts"))
+    text = [f"{row['sound']} {' '.join(row['options'])} Which animal says" for row in rows]
+    vocabulary.train_sentencepiece(text, root / "sp.model", 28)
+    return root
+
+
+@pytest.fixture
+def pets_evaluator(pets, monkeypatch):
+    """Builds an evaluator of some of the prompts."""
+    monkeypatch.setenv("T0JAX_DATA_DIR", str(pets / "data"))
+    monkeypatch.setenv("T0JAX_PROMPTS_DIR", str(pets / "prompts"))
+    monkeypatch.setenv("T0JAX_CACHE_DIR", str(pets / "cache"))
+    config = dataclasses.replace(TINY, vocab_size=160)
+
+    def build(*prompts, split="validation", available_only=False, missing=False, **settings):
+        from t0jax.data import sources
+
+        names = [
+            sources.add_rank_task(f"pets_{prompt}", DatasetSpec("pets"), prompt).name
+            for prompt in prompts
+        ]
+        if missing:
+            names.append(sources.add_rank_task("ghosts", DatasetSpec("ghosts"), "fixed").name)
+        mixture = "_".join(["mix", *names])
+        sources.add_mixture(mixture, dict.fromkeys(names, 1.0))
+        data = cfg.Data(
+            modules=(),
+            eval_split=split,
+            vocabulary=str(pets / "sp.model"),
+            available_only=available_only,
+        )
+        network = models.build(config)
+        evaluator = evaluate.Evaluator(
+            network, one_device(), data, cfg.Evaluate(**settings), mixture
+        )
+        return evaluator, make_params(config)
+
+    return build
+
+
+def test_an_evaluation_counts_every_row_once_and_writes_it_down(pets_evaluator, tmp_path):
+    evaluator, params = pets_evaluator("fixed", "ragged", "partly")
+    folder = results.ResultsFolder(tmp_path, {"model": "m", **evaluator.describe()})
+    found = evaluator(params, folder)
+    assert {name: task["n"] for name, task in found.tasks.items()} == {
+        "pets_fixed_score_eval": 31,
+        "pets_ragged_score_eval": 31,
+        "pets_partly_score_eval": 16,
+    }
+    assert found.tasks["pets_partly_score_eval"]["coverage"] == pytest.approx(16 / 31)
+    assert "partly: pets_partly_score_eval" in found.table()
+    for name, task in found.tasks.items():
+        lines = (tmp_path / "scores" / f"{name}.jsonl").read_text().splitlines()
+        rows = [json.loads(line) for line in lines]
+        assert [row["row"] for row in rows] == sorted({row["row"] for row in rows})
+        hits = [row["prediction"] in row["gold"] for row in rows]
+        assert task["accuracy"] == pytest.approx(np.mean(hits))
+        assert task["chance"] == pytest.approx(np.mean([1 / len(row["scores"]) for row in rows]))
+    written = json.loads((tmp_path / "results.json").read_text())
+    assert written["complete"]
+    assert written["tasks"] == json.loads(json.dumps(found.tasks))
+    assert evaluator(params).tasks.keys() == found.tasks.keys()
+
+
+def test_examples_are_tokenised_as_t0_does(pets_evaluator, pets):
+    evaluator, _ = pets_evaluator("fixed", max_input_length=6)
+    pieces = vocabulary.Pieces(str(pets / "sp.model"))
+    first = next(evaluator._examples())
+    rendered = evaluator.tasks[0].rows[0]
+    assert list(first.pairs[0][0]) == pieces.encode(rendered.inputs)[:6]
+    assert [list(t) for _, t in first.pairs] == [[*pieces.encode(c), EOS] for c in ("cat", "dog")]
+    with_end, _ = pets_evaluator("fixed", input_eos=True, max_input_length=6)
+    assert list(next(with_end._examples()).pairs[0][0]) == [
+        *pieces.encode(rendered.inputs)[:5],
+        EOS,
+    ]
+
+
+def test_max_examples_takes_the_first_rows(pets_evaluator):
+    evaluator, params = pets_evaluator("fixed", max_examples=9)
+    assert evaluator(params).tasks["pets_fixed_score_eval"]["n"] == 9
+
+
+def test_a_prompt_without_choices_is_refused_by_name(pets_evaluator):
+    with pytest.raises(results.EvaluationError, match=r"pets_open_score_eval.*'open'.*choices"):
+        pets_evaluator("open")
+
+
+def test_hidden_labels_are_refused(pets_evaluator):
+    evaluator, params = pets_evaluator("fixed", split="test")
+    with pytest.raises(results.EvaluationError, match=r"'pets_fixed_score_eval', row 5.*hidden"):
+        evaluator(params)
+
+
+def test_an_answer_outside_the_choices_is_refused(pets_evaluator):
+    evaluator, params = pets_evaluator("outside")
+    with pytest.raises(results.EvaluationError, match=r"row 0: the answer 'cat' is not among"):
+        evaluator(params)
+
+
+def test_missing_data_sets_are_named_or_left_out_on_request(pets_evaluator):
+    with pytest.raises(results.EvaluationError, match=r"(?s)ghosts.*--data.available_only"):
+        pets_evaluator("fixed", missing=True)
+    evaluator, params = pets_evaluator("fixed", missing=True, available_only=True)
+    found = evaluator(params)
+    assert list(found.missing) == ["ghosts_score_eval"]
+    assert "not scored: 1 task(s), ghosts_score_eval" in found.table()
+
+
+def test_an_unknown_mixture_is_refused():
+    with pytest.raises(results.EvaluationError, match="no_such_mixture"):
+        evaluate.find_tasks("no_such_mixture", (), "validation")
+
+
+def test_scoring_needs_no_tensorflow():
+    code = (
+        "import sys, t0jax.evaluate, t0jax.scoring\n"
+        "assert not {'tensorflow', 'seqio', 'torch'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ})
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Several processes
+
+WORKER = """
+import os, sys, json
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+import jax
+index, count, port, devices, axis = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], int(sys.argv[4]), sys.argv[5]
+jax.config.update("jax_num_cpu_devices", devices)
+if count > 1:
+    jax.distributed.initialize(f"localhost:{port}", count, index)
+from pathlib import Path
+from t0jax import config as cfg, evaluate, models, results, sharding
+from t0jax.data import sources
+from t0jax.data.rows import DatasetSpec
+names = [sources.add_rank_task(f"pets_{p}", DatasetSpec("pets"), p).name for p in ("fixed", "partly", "ragged")]
+sources.add_mixture("mix", dict.fromkeys(names, 1.0))
+mesh = sharding.make_mesh(cfg.Mesh(**{axis: -1, **({} if axis == "data" else {"data": 1})}))
+network = models.build(cfg.Model(vocab_size=160, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4))
+data = cfg.Data(modules=(), vocabulary=sys.argv[6])
+evaluator = evaluate.Evaluator(network, mesh, data, cfg.Evaluate(batch_size=3), "mix")
+params = network.init(jax.random.key(0))
+folder = results.ResultsFolder(Path(sys.argv[7]), {"model": "m"})
+found = evaluator(jax.device_get(params), folder)
+print("accuracy", found.mean_accuracy, [t["n"] for t in found.tasks.values()])
+"""
+
+
+def run_workers(pets, out, count, devices, axis="data"):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    environment = {
+        **{k: v for k, v in os.environ.items() if k != "JAX_NUM_CPU_DEVICES"},
+        "T0JAX_DATA_DIR": str(pets / "data"),
+        "T0JAX_PROMPTS_DIR": str(pets / "prompts"),
+        "T0JAX_CACHE_DIR": str(pets / "cache"),
+    }
+    arguments = [str(count), port, str(devices), axis, str(pets / "sp.model"), str(out)]
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", WORKER, str(index), *arguments],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(count)
+    ]
+    try:
+        outputs = [worker.communicate(timeout=240) for worker in workers]
+    finally:
+        for worker in workers:
+            worker.kill()
+    for worker, (_, errors) in zip(workers, outputs, strict=True):
+        assert worker.returncode == 0, errors[-3000:]
+    assert len({next(x for x in o.splitlines() if "accuracy" in x) for o, _ in outputs}) == 1
+    return {
+        path.name: [json.loads(line) for line in path.read_text().splitlines()]
+        for path in (out / "scores").iterdir()
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("axis", ["data", "fsdp", "model"])
+def test_two_processes_score_every_row_once(pets, tmp_path, axis):
+    """Also where both hold the same rows, cut along `model`."""
+    expected = run_workers(pets, tmp_path / "one", 1, 2, axis)
+    actual = run_workers(pets, tmp_path / "two", 2, 1, axis)
+    assert actual.keys() == expected.keys()
+    for name, rows in expected.items():
+        assert [row["row"] for row in actual[name]] == [row["row"] for row in rows]
+        assert [row["gold"] for row in actual[name]] == [row["gold"] for row in rows]
+        for a, b in zip(actual[name], rows, strict=True):
+            np.testing.assert_allclose(a["scores"], b["scores"], rtol=0, atol=1e-5)

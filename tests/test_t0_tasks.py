@@ -1,0 +1,197 @@
+"""T0's tasks and mixtures against the counts and rates of the release, and against the prompts themselves."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import seqio
+
+from t0jax.data import ranking
+from t0jax.data.sources import members
+from t0jax.data.templates import TemplateError, prompts_dir
+from tasks import t0, t0_hub, t0_metrics, t0_table
+
+FACTS = Path(__file__).parents[2] / "shared" / "spec" / "t0_datasets.json"
+
+COUNTS = {
+    "t0_train": 313,
+    "t0+_train": 392,
+    "t0++_train": 464,
+    "t0_eval_score_eval": 116,
+    "t0_train_score_eval": 89,
+    "t0_train_one_og_prompt": 35,
+    "t0_train_all_og_prompts": 222,
+    "bias_fairness_eval_score_eval": 16,
+}
+RATES = {
+    "t0_train": 17_277_798,
+    "t0+_train": 20_672_671,
+    "t0++_train": 23_118_591,
+    "t0_train_one_og_prompt": 1_993_444,
+    "t0_train_all_og_prompts": 12_527_831,
+}
+SCORED = {
+    "ag_news": 7, "cos_e_v1.11": 6, "cosmos_qa": 10, "glue_mrpc": 5, "glue_qqp": 5, "qasc": 5, "quail": 10,
+    "quartz": 8, "rotten_tomatoes": 10, "sciq": 4, "social_i_qa": 5, "wiki_qa": 5, "yelp_review_full": 7, "wiqa": 2,
+}  # fmt: skip
+
+
+def promptsource() -> Path:
+    try:
+        return prompts_dir()
+    except (TemplateError, OSError) as error:
+        pytest.skip(f"promptsource's prompts are not on this machine: {error}")
+
+
+@pytest.mark.parametrize("mixture", COUNTS)
+def test_mixtures_have_the_tasks_and_rates_of_the_release(mixture):
+    rates = members(mixture)
+    assert len(rates) == COUNTS[mixture]
+    if mixture in RATES:
+        assert sum(rates.values()) == RATES[mixture]
+
+
+def test_rates_of_large_and_small_data_sets():
+    rates = members("t0_train")
+    assert rates["gigaword_TLDR"] == 500_000 // 9
+    assert rates["rotten_tomatoes_Reviewer_Enjoyment"] == 8530
+    assert members("t0_train_one_og_prompt")["gigaword_TLDR"] == 55_555
+    share = sum(rate for name, rate in rates.items() if name.startswith("cnn_dailymail")) / sum(
+        rates.values()
+    )
+    assert round(100 * share, 1) == 15.0
+
+
+def test_scored_training_tasks_by_data_set():
+    names = members("t0_train_score_eval")
+    assert {d: sum(name.startswith(d + "_") for name in names) for d in SCORED} == SCORED
+
+
+@pytest.mark.parametrize(
+    ("dataset", "subset", "prompt", "name"),
+    [
+        ("super_glue", "copa", "…why? C1 or C2", "super_glue_copa__why_C1_or_C2"),
+        ("super_glue", "rte", "GPT-3 style", "super_glue_rte_GPT_3_style"),
+        ("cos_e", "v1.11", "aligned_with_common_sense", "cos_e_v1.11_aligned_with_common_sense"),
+        (
+            "dbpedia_14",
+            None,
+            "given_a_choice_of_categories ",
+            "dbpedia_14_given_a_choice_of_categories_",
+        ),
+        (
+            "imdb",
+            None,
+            "Reviewer Opinion bad good choices",
+            "imdb_Reviewer_Opinion_bad_good_choices",
+        ),
+    ],
+)
+def test_names(dataset, subset, prompt, name):
+    assert t0.task_name(dataset, subset, prompt) == name
+    assert name in seqio.TaskRegistry.names()
+
+
+def test_anli_rounds_read_their_own_splits():
+    rounds = [name for name in members("t0_eval_score_eval") if name.startswith("anli_")]
+    assert len(rounds) == 45
+    source = seqio.TaskRegistry.get("anli_GPT_3_style_r2_score_eval").source
+    assert source.rows("validation").split == "dev_r2"
+    assert source.rows("train").split == "train_r2"
+
+
+def test_the_table_agrees_with_the_facts_of_the_release():
+    if not FACTS.is_file():
+        pytest.skip("the facts of the release are not on this machine")
+    facts = json.loads(FACTS.read_text())["datasets"]
+    table = t0_table.load_table()
+    assert len(table) == len(facts) == 66
+    for entry, fact in zip(table, facts, strict=True):
+        assert (entry.dataset, entry.subset, entry.cluster) == (
+            fact["dataset"],
+            fact["subset"],
+            fact["task_cluster"],
+        )
+        assert (entry.train, entry.evaluation) == (fact["do_train"] or "", fact["do_eval"] or "")
+        assert entry.size == (fact["train_size"] or 0)
+        assert len(entry.prompts) == (fact["num_templates"] or 0)
+        assert sum(prompt.original_task for prompt in entry.prompts) == fact["num_original_task"]
+        if fact["per_template_rate"]:
+            assert t0.task_rate(entry) == fact["per_template_rate"]
+
+
+def test_the_table_agrees_with_the_prompts():
+    assert t0_table.table_text(promptsource()) == t0_table.PATH.read_text(encoding="utf-8")
+
+
+def test_every_prompt_reads_columns_the_recodes_know():
+    """The renames are of columns that prompts do read."""
+    from t0jax.data.templates import load_templates
+
+    root = promptsource()
+    for entry in t0_table.load_table():
+        home = t0_hub.find_home(entry.dataset)
+        if home.renames and entry.prompts:
+            templates = load_templates(root, entry.dataset, entry.subset).values()
+            fields = frozenset().union(*(template.fields for template in templates))
+            assert {old for old, _ in home.renames} & fields
+            assert not {new for _, new in home.renames} & fields
+
+
+def test_trec_label_numbers():
+    """Today's classes (alphabetical within a definition page's order) onto those of 2021, by their names."""
+    assert sorted(t0_hub.TREC_COARSE) == list(range(6))
+    assert len(t0_hub.TREC_FINE) == 50
+    assert set(t0_hub.TREC_FINE) == set(range(47))
+    old = {"LOC": 5, "NUM": 4, "HUM": 3}
+    assert [t0_hub.TREC_COARSE[k] for k in (4, 5, 3)] == [old["LOC"], old["NUM"], old["HUM"]]
+
+
+def test_registering_again_changes_nothing():
+    before = (set(seqio.TaskRegistry.names()), set(seqio.MixtureRegistry.names()))
+    t0.register()
+    assert (set(seqio.TaskRegistry.names()), set(seqio.MixtureRegistry.names())) == before
+
+
+def test_import_needs_neither_network_nor_data_nor_prompts(tmp_path):
+    code = (
+        "import time, socket, seqio\n"
+        "def refuse(*of, **named): raise AssertionError('network')\n"
+        "socket.socket.connect = refuse\n"
+        "start = time.monotonic()\n"
+        "import tasks.t0\n"
+        "print(time.monotonic() - start)"
+    )
+    nowhere = str(tmp_path / "none")
+    env = dict.fromkeys(("T0JAX_DATA_DIR", "T0JAX_PROMPTS_DIR", "T0JAX_CACHE_DIR", "HOME"), nowhere)
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parents[1],
+        env={"PATH": "", "TF_CPP_MIN_LOG_LEVEL": "3", **env},
+        capture_output=True,
+        text=True,
+    )
+    assert float(run.stdout.strip() or "inf") < 2.0, run.stderr
+
+
+def test_text_metrics():
+    targets, predictions = ["the cat sat", "Paris", "b"], ["a cat sat down", "paris.", "c"]
+    assert t0_metrics.accuracy(targets, ["the cat sat", "paris", "b"]) == {
+        "accuracy": pytest.approx(200 / 3)
+    }
+    scores = t0_metrics.squad(targets, predictions)
+    assert scores["em"] == pytest.approx(100 / 3)
+    assert scores["f1"] == pytest.approx(100 * (2 * 2 / (2 + 3) + 1) / 3)
+    assert t0_metrics.spearman(["1", "2", "3"], ["2", "3", "4"])[
+        "spearman_corrcoef"
+    ] == pytest.approx(100)
+    assert t0_metrics.text_metrics(["Spearman correlation", "ROUGE"]) == [
+        t0_metrics.spearman,
+        t0_metrics.rouge,
+    ]
+    assert t0_metrics.text_metrics(["Mean Squared Error"]) == [t0_metrics.accuracy]
+    with pytest.raises(ImportError, match="pip install no-such-package"):
+        t0_metrics._library("no_such_package", "no-such-package")
+    assert ranking.rank_postprocess(0.5) == 0.5
