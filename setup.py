@@ -23,8 +23,11 @@ REQUIREMENTS = [
     "pyyaml>=6.0.2",
     "pyarrow>=21",
     "numpy>=2.0",
+    "protobuf>=6.31",
     "tensorboardX>=2.6.4",
 ]
+# seqio_cache_tasks imports these, and seqio does not bring them.
+CACHE = ["apache-beam>=2.60", "google-crc32c>=1.6"]
 TEST = [
     "pytest>=9.0",
     "torch>=2.6,<2.14",
@@ -46,5 +49,5 @@ setup(
         "tasks": ["*.json", "*_prompts/*/templates.yaml", "*_prompts/*/*/templates.yaml"]
     },
     install_requires=REQUIREMENTS,
-    extras_require={"test": TEST, "wandb": ["wandb>=0.22"], "plan": ["libtpu"]},
+    extras_require={"test": TEST, "cache": CACHE, "wandb": ["wandb>=0.22"], "plan": ["libtpu"]},
 )

@@ -6,6 +6,7 @@ command line (`--train.steps 100`). Unknown keys are refused with the nearest kn
 
 import dataclasses
 import difflib
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -82,6 +83,8 @@ class Data:
     """Mixture or task scored by rank classification while training; none when empty."""
     modules: tuple[str, ...] = ("tasks.t0",)
     """Python modules that register the tasks."""
+    rates: Literal["registered", "rows"] = "registered"
+    """A task's weight: what its mixture says, or the rows that are really there (for cuts of the data sets)."""
     split: str = "train"
     eval_split: str = "validation"
     local_dir: str = ""
@@ -345,6 +348,7 @@ def with_compute(architecture: Model, compute: Model) -> Model:
 
 def run_script(main: Callable[[Sequence[str]], int]) -> None:
     """Ends the process with `main`'s exit status; a `UserError` is printed as one message, status 1."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow greets on stderr otherwise
     try:
         status = main(sys.argv[1:])
     except UserError as error:

@@ -36,11 +36,11 @@ def make_schedule(optimizer: config.Optimizer, steps: int) -> Schedule:
     (inverse_sqrt).
 
     Raises:
-      ValueError: the warm-up leaves no step of a schedule that has an end.
+      ConfigError: the warm-up leaves no step of a schedule that has an end.
     """
     peak, warmup = optimizer.learning_rate, optimizer.warmup_steps
     if optimizer.schedule in ("linear", "cosine") and warmup >= steps:
-        raise ValueError(
+        raise config.ConfigError(
             f"optimizer.warmup_steps ({warmup}) must be below train.steps ({steps}) with the "
             f"{optimizer.schedule} schedule"
         )

@@ -83,7 +83,7 @@ def run(config: Config) -> evaluate.Results | None:
     # -----------------------------------------------------------------------------------------------------------------
     # Step, evaluation, loop
     step_fn = make_step(config, network, optimizer, mesh)
-    evaluator = make_evaluator(config, network, mesh)
+    evaluator = make_evaluator(config, network, mesh, vocabulary)
     sinks = metrics.open_sinks(config, run_dir, int(state["counters"]["step"]))
     loop = Loop(config, mesh, step_fn, loader, checkpoints, sinks, evaluator)
     try:
@@ -124,7 +124,7 @@ def check_shapes(config: Config, mesh: jax.sharding.Mesh) -> None:
         )
 
 
-def prepare_vocabulary(config: Config) -> Path | None:
+def prepare_vocabulary(config: Config) -> Path:
     """The SentencePiece model of the run, trained first if the configuration says so."""
     data = config.data
     if data.vocabulary and not Path(data.vocabulary).exists():
@@ -141,7 +141,7 @@ def prepare_vocabulary(config: Config) -> Path | None:
             )
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("vocabulary")
-    return loader_lib.vocabulary_path(data)
+    return loader_lib.find_vocabulary(data)
 
 
 def resolve_architecture(config: Config) -> Config:
@@ -158,10 +158,8 @@ def resolve_architecture(config: Config) -> Config:
     return dataclasses.replace(config, model=model)
 
 
-def check_vocabulary(config: Config, vocabulary: Path | None) -> None:
+def check_vocabulary(config: Config, vocabulary: Path) -> None:
     """Refuses a vocabulary with more ids than the model has embeddings."""
-    if vocabulary is None:
-        return
     size = vocabulary_lib.Pieces(str(vocabulary)).size
     if size > config.model.vocab_size:
         raise ConfigError(
@@ -171,13 +169,16 @@ def check_vocabulary(config: Config, vocabulary: Path | None) -> None:
 
 
 def make_evaluator(
-    config: Config, network: models.Network, mesh: jax.sharding.Mesh
+    config: Config, network: models.Network, mesh: jax.sharding.Mesh, vocabulary: Path
 ) -> evaluate.Evaluator | None:
     """The rank evaluation of `data.eval_mixture`, prepared once."""
     if not config.data.eval_mixture:
         return None
     note(f"evaluation: preparing {config.data.eval_mixture}")
-    return evaluate.Evaluator(network, mesh, config.data, config.evaluate, config.data.eval_mixture)
+    mixture = config.data.eval_mixture
+    return evaluate.Evaluator(
+        network, mesh, config.data, config.evaluate, mixture, vocabulary=vocabulary
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------

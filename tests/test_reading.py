@@ -1,4 +1,4 @@
-"""Reading by index: batches are the stream's examples, whatever the processes; resume is exact anywhere; errors name the row."""
+"""Reading by index: batches are the stream's examples whatever the processes, resume is exact, errors name the row."""
 
 import dataclasses
 import itertools

@@ -226,9 +226,9 @@ def test_real_rows_score_as_in_torch(real_pieces, count, tmp_path):
     )
     scored = {
         size: list(
-            scoring.Scorer(models.build(config), one_device(), cfg.Evaluate(batch_size=size)).score(
-                params, examples
-            )
+            scoring.Scorer(
+                models.build(config), one_device(), cfg.Evaluate(batch_size=size), row_tokens=512
+            ).score(params, examples)
         )
         for size in (1, 7, 64)
     }

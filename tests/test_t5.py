@@ -94,7 +94,7 @@ def torch_model(config, params):
     """transformers' T5 with the same weights, in evaluation mode (no dropout)."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    names = ("architectures", "torch_dtype", convert.MARK)
+    names = ("architectures", "torch_dtype", "exported_by")
     plain = {k: v for k, v in convert.hf_config(config, "float32").items() if k not in names}
     model = transformers.T5ForConditionalGeneration(transformers.T5Config(**plain))
     if not config.tie_word_embeddings:

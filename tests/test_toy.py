@@ -60,7 +60,7 @@ def test_held_out_prompts_are_in_no_training_mixture(toy):
     assert member_names("toy_eval_score_eval") == {f"{name}_score_eval" for name in held}
     training = member_names("toy_train")
     assert member_names("toy_train_score_eval") == {f"{name}_score_eval" for name in training}
-    assert len(training) == 51
+    assert len(training) == 53
     assert not training & held
 
 

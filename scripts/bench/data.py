@@ -18,6 +18,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from t0jax import config
 
 TEXT_FOR_VOCABULARY = 6_000_000  # characters
@@ -169,6 +171,7 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
         "tokens_per_s": (counts["inputs"] + counts["targets"]) / taken,
         "input_tokens_per_s": counts["inputs"] / taken,
         "batches_per_s": counts["batches"] / taken,
+        "fuller_side_filled": counts["full_rows"] / counts["rows"],
         "inputs_filled": counts["inputs"] / counts["input_cells"],
         "targets_filled": counts["targets"] / counts["target_cells"],
         "peak_memory_gb": resident / 2**30,
@@ -178,7 +181,10 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _read(loader: Iterator[Any], seconds: float) -> Counter[str]:
-    """Reads for some seconds: non-padding tokens and all cells of inputs and of targets, and batches."""
+    """Reads for some seconds: non-padding tokens and all cells of inputs and of targets, and batches.
+
+    `full_rows` sums the share filled of each row's fuller side: a row whose targets are full can take no more inputs.
+    """
     counts: Counter[str] = Counter()
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -186,6 +192,8 @@ def _read(loader: Iterator[Any], seconds: float) -> Counter[str]:
         inputs, targets = batch["encoder_segment_ids"], batch["decoder_segment_ids"]
         counts.update(inputs=int((inputs > 0).sum()), targets=int((targets > 0).sum()))
         counts.update(input_cells=inputs.size, target_cells=targets.size, batches=1)
+        shares = [(ids > 0).mean(axis=1) for ids in (inputs, targets)]
+        counts.update(rows=len(inputs), full_rows=float(np.maximum(*shares).sum()))
     return counts
 
 

@@ -63,9 +63,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--d-model", type=int, default=512)
     parser.add_argument("--layers", type=int, default=8)
-    parser.add_argument(
-        "--pieces", type=int, default=16_000, help="vocabulary to train on the rows"
-    )
+    parser.add_argument("--pieces", type=int, default=8_000, help="vocabulary to train on the rows")
     return parser.parse_args(argv)
 
 
@@ -85,9 +83,7 @@ def _examples(options: argparse.Namespace, folder: Path) -> list[Any]:
         evaluate.RankTask(dataset, PromptedRows(DatasetSpec(dataset, subset), SPLIT, prompt))
         for dataset, subset, prompt in PROMPTS
     ]
-    text = (
-        rendered.inputs for task in tasks for rendered in map(task.rows.__getitem__, range(400))
-    )
+    text = (task.rows[row].inputs for task in tasks for row in range(len(task.rows)))
     pieces = Pieces(train_sentencepiece(text, folder / "pieces.model", options.pieces))
     encoder = evaluate.Encoder(pieces, config.Evaluate())
     return [

@@ -20,9 +20,10 @@ import pyarrow.parquet
 SUFFIXES = (".jsonl", ".parquet", ".csv")
 BATCH_ROWS = 8192
 _VERSION = 1
+from t0jax.config import UserError
 
 
-class DataError(ValueError):
+class DataError(UserError, ValueError):
     """Data that is there but is not what it should be: a broken file, a missing column."""
 
 

@@ -12,7 +12,6 @@ import abc
 import base64
 import difflib
 import hashlib
-import importlib
 import itertools
 import json
 import logging
@@ -35,9 +34,10 @@ from t0jax.data.reading import (
     concatenate,
     read_texts,
 )
+from t0jax.data.registry import import_tasks
 from t0jax.data.rows import DataUnavailable
 from t0jax.data.views import find_view
-from t0jax.data.vocabulary import Pieces, vocabulary_path
+from t0jax.data.vocabulary import Pieces
 
 log = logging.getLogger("t0jax")
 
@@ -252,11 +252,7 @@ class SeqioLoader(Loader):
 
 def _seqio_dataset(data: config.Data, process_index: int, process_count: int) -> Any:
     import seqio
-    import tensorflow as tf
 
-    tf.config.set_visible_devices(
-        [], "GPU"
-    )  # tf.data needs none; TensorFlow would claim its memory
     dataset = seqio.get_dataset(
         data.mixture,
         {"inputs": data.input_length, "targets": data.target_length},
@@ -322,10 +318,34 @@ def make_loader(data: config.Data, *, process_index: int = 0, process_count: int
     if not all(reads_by_index(name) for name in rates):
         return SeqioLoader(data, process_index=process_index, process_count=process_count)
     check_layout(data, process_count)
-    pieces = Pieces(data.vocabulary or vocabulary_path())
+    pieces = Pieces(find_vocabulary(data))
     pieces.encode("")  # a missing or broken vocabulary is an error now, not in a reader process
     stream = make_stream(data, rates, pieces)
     return IndexLoader(stream, process_index=process_index, process_count=process_count)
+
+
+def find_vocabulary(data: config.Data) -> Path:
+    """The SentencePiece file of a run: `data.vocabulary`, or the one the mixture's tasks were declared with.
+
+    Raises:
+      VocabularyError: the tasks leave it to `T0JAX_VOCABULARY`, and that names no file.
+      config.ConfigError: the tasks have no SentencePiece vocabulary, or several.
+    """
+    import seqio
+
+    if data.vocabulary:
+        return Path(data.vocabulary)
+    tasks = [seqio.TaskRegistry.get(name) for name in find_tasks(data)]
+    declared = [task.output_features["targets"].vocabulary for task in tasks]
+    files = {
+        Path(v.sentencepiece_model_file) for v in declared if hasattr(v, "sentencepiece_model_file")
+    }
+    if len(files) != 1:
+        raise config.ConfigError(
+            f"the tasks of {data.mixture!r} declare {len(files)} SentencePiece vocabularies; choose one by "
+            "data.vocabulary"
+        )
+    return files.pop()
 
 
 def mixture_texts(data: config.Data) -> Iterator[str]:
@@ -344,8 +364,7 @@ def find_tasks(data: config.Data) -> dict[str, float]:
     Raises:
       config.ConfigError: `data.modules` register no such mixture or task.
     """
-    for module in data.modules:
-        importlib.import_module(module)
+    import_tasks(data.modules)
     import seqio
 
     from t0jax.data.sources import members

@@ -10,7 +10,7 @@ from typing import Any
 from jinja2.runtime import LoopContext, Undefined
 from jinja2.utils import Namespace
 
-ALLOWANCE = 1 << 19
+ALLOWANCE = 1 << 18
 """Units a render may spend, and 8 times the size of its example on top."""
 MAX_INTEGER_BITS = 1 << 14
 """Of a product or power."""
@@ -121,6 +121,6 @@ def check_key(key: Any) -> Any:
     kind = type(key)
     if kind is str or (kind in _SCALARS and (kind is not int or -MAX_KEY < key < MAX_KEY)):
         return key
-    if isinstance(key, Undefined):
+    if isinstance(key, Undefined | list | dict):  # the last two have no hash
         return key
     raise LimitError(f"a {kind.__name__} of that kind cannot be a key in a prompt")

@@ -39,7 +39,7 @@ Place = tuple[int, int]
 """Of a shard: where its group starts in its stream, and how many rows of the group are handed out."""
 
 
-class ReadError(RuntimeError):
+class ReadError(config.UserError, RuntimeError):
     """An example could not be read, rendered or tokenised, or a reader process died; says which and why."""
 
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from t0jax.config import UserError
 from t0jax.data.arrow import (
     SUFFIXES,
     DataError,
@@ -46,7 +47,7 @@ __all__ = [
 ]
 
 
-class DataUnavailable(RuntimeError):
+class DataUnavailable(UserError, RuntimeError):
     """A data set that cannot be had here: `dataset` names it, `reason` says why, `way_out` what to do."""
 
     def __init__(self, dataset: str, reason: str, way_out: str = "") -> None:

@@ -58,6 +58,14 @@ class _Missing(Undefined):
         self._check()
         raise self._undefined_exception(self._undefined_message)
 
+    # Jinja binds its own version of the method above to these names.
+    __call__ = __getitem__ = __pos__ = __neg__ = _fail_with_undefined_error
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = _fail_with_undefined_error
+    __truediv__ = __rtruediv__ = __floordiv__ = __rfloordiv__ = _fail_with_undefined_error
+    __mod__ = __rmod__ = __pow__ = __rpow__ = _fail_with_undefined_error
+    __lt__ = __le__ = __gt__ = __ge__ = _fail_with_undefined_error
+    __int__ = __float__ = __complex__ = _fail_with_undefined_error
+
     def _check(self) -> None:
         if self._undefined_exception is not UndefinedError:
             raise self._undefined_exception(self._undefined_message)

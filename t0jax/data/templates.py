@@ -20,6 +20,7 @@ import jinja2
 import yaml
 from jinja2 import meta, nodes
 
+from t0jax.config import UserError
 from t0jax.data.metering import Meter
 from t0jax.data.prices import PRINTED_LENGTH
 from t0jax.data.sandbox import MissingFieldError, Sandbox
@@ -30,11 +31,9 @@ PROTECTOR = "3ed2dface8203c4c9dfb1a5dc58e41e0"
 MAX_RENDERED = 1 << 20
 """Characters of one rendering."""
 RELEASE = "promptsource-0.2.3"
-USERS = ("Zaid", "craffel")
-"""Folders of the release that are user names, so that `user/dataset` is the data set (promptsource: INCLUDED_USERS)."""
 
 
-class TemplateError(ValueError):
+class TemplateError(UserError, ValueError):
     """A prompt that cannot be found, read or rendered; the message names it, its file and the way out."""
 
 
@@ -273,8 +272,7 @@ _ASKING = frozenset({"defined", "undefined", "default", "d"})
 
 def _names_random_filter(tree: nodes.Template, filters: set[str]) -> bool:
     """Whether `map` is given the name of a filter that draws."""
-    names = {node.value for node in tree.find_all(nodes.Const)} if "map" in filters else set()
-    return bool(names & {"choice", "random"})
+    return "map" in filters and any(node.value in ("choice", "random") for node in tree.find_all(nodes.Const))
 
 
 def _in_order(node: nodes.Node) -> Iterator[nodes.Node]:
@@ -344,8 +342,15 @@ def list_subsets(root: Path) -> list[tuple[str, str | None]]:
     """
     if not Path(root).is_dir():
         raise TemplateError(f"no folder of prompts at {root}")
-    paths = sorted(Path(root).glob("**/templates.yaml"))
-    return [_names_of(path, path.parent.relative_to(root).parts) for path in paths if path.parent != root]
+    names: list[tuple[str, str | None]] = []
+    for top in sorted(path for path in Path(root).iterdir() if path.is_dir()):
+        files = sorted(top.glob("**/templates.yaml"))
+        # A folder is a user's (`user/dataset`) where every file in it says so; promptsource has a list of users.
+        depth = 2 if files and all(_head(file).startswith(f"{top.name}/") for file in files) else 1
+        for file in files:
+            parts = file.parent.relative_to(root).parts
+            names.append(("/".join(parts[:depth]), "/".join(parts[depth:]) or None))
+    return names
 
 
 def prompts_dir(explicit: str = "") -> Path:
@@ -367,14 +372,11 @@ def release_dir() -> Path:
     return Path(os.environ.get("T0JAX_CACHE_DIR") or "~/.cache/t0jax").expanduser() / RELEASE
 
 
-def _names_of(path: Path, parts: tuple[str, ...]) -> tuple[str, str | None]:
-    """Data set and subset as the file's head names them, else as its folders do."""
+def _head(path: Path) -> str:
+    """The data set that the first line of a file names, or ''."""
     with path.open(encoding="utf-8", errors="replace") as file:
-        head = file.readline()
-    named = re.fullmatch(r"dataset: *['\"]?([^'\"\n]+?)['\"]? *\n", head)
-    size = len(named[1].split("/")) if named and "/".join(parts).startswith(named[1]) else 0
-    size = size or (2 if parts[0] in USERS else 1)
-    return "/".join(parts[:size]), "/".join(parts[size:]) or None
+        named = re.match(r"dataset: *['\"]?([^'\"\n]+)", file.readline(1000))
+    return named[1].strip() if named else ""
 
 
 def _file_of(root: Path, dataset: str, subset: str | None) -> Path:

@@ -14,6 +14,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from t0jax.config import UserError
 from t0jax.data.arrow import write_atomically
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ _MAX_SENTENCE = 2000
 _TRAINING_THREADS = 2  # fixed: float sums, and so the pieces, depend on the number
 
 
-class VocabularyError(ValueError):
+class VocabularyError(UserError, ValueError):
     """A vocabulary file that is missing or unfit, or cannot be trained."""
 
 

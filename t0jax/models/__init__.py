@@ -1,7 +1,7 @@
 """What a network computes, as pure functions of a plain tree of parameters."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -15,17 +15,21 @@ Params = dict[str, Any]
 """Nested dict of float32 arrays, named as the modules are; stacks have a leading axis, the layers."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Network:
-    """One architecture: the shapes of its parameters, how they start, and the module that reads them."""
+    """One architecture: the shapes of its parameters, how they start, and the module that reads them.
+
+    Hashed by identity, so that it can be a static argument of `jax.jit`; `build` returns the same object for
+    the same configuration.
+    """
 
     config: cfg.Model
-    axes: Params
+    axes: Params = field(repr=False)
     """As the parameters; leaves are tuples of logical axis names, e.g. ('layers', 'embed', 'heads')."""
-    shapes: Params
+    shapes: Params = field(repr=False)
     """As the parameters; leaves are float32 `jax.ShapeDtypeStruct`."""
-    _graphdef: nnx.GraphDef
-    _treedef: jax.tree_util.PyTreeDef
+    _graphdef: nnx.GraphDef = field(repr=False)
+    _treedef: jax.tree_util.PyTreeDef = field(repr=False)
 
     def init(self, key: jax.Array) -> Params:
         """Random parameters; pure, so that it can be jitted with sharded outputs."""
