@@ -34,7 +34,7 @@ SHA256 = "f106c889778a0fe5590e7183904bf964e1a01691c8a29451e44f3df5ddef05f5"
 MAX_FILE_BYTES = 1 << 20
 MAX_FILES = 1000
 
-BACKEND = '''
+BACKEND = """
 class __legacy__:
     def prepare_metadata_for_build_wheel(folder, config_settings=None):
         import pathlib
@@ -43,7 +43,7 @@ class __legacy__:
         text = "Metadata-Version: 2.1\\nName: promptsource\\nVersion: 0.2.3\\n"
         pathlib.Path(folder, name, "METADATA").write_text(text)
         return name
-'''
+"""
 """Stands in for `setuptools.build_meta:__legacy__`, the backend of packages without a pyproject.toml (PEP 517)."""
 
 
@@ -72,7 +72,9 @@ def fetch() -> Path:
         with contextlib.suppress(OSError):
             unpacked.rename(target)
     if not (target / "templates").is_dir():
-        raise FetchError(f"{target} is in the way: it holds no templates; remove it and fetch again")
+        raise FetchError(
+            f"{target} is in the way: it holds no templates; remove it and fetch again"
+        )
     return target / "templates"
 
 
@@ -89,8 +91,21 @@ def download(folder: Path) -> Path:
     requirement = folder / "requirements.txt"
     requirement.write_text(f"promptsource==0.2.3 --hash=sha256:{SHA256}\n")
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
-    command += ["--no-deps", "--no-binary", "promptsource", "--ignore-requires-python", "--require-hashes"]
-    command += ["--use-pep517", "--no-build-isolation", "--dest", str(folder), "-r", str(requirement)]
+    command += [
+        "--no-deps",
+        "--no-binary",
+        "promptsource",
+        "--ignore-requires-python",
+        "--require-hashes",
+    ]
+    command += [
+        "--use-pep517",
+        "--no-build-isolation",
+        "--dest",
+        str(folder),
+        "-r",
+        str(requirement),
+    ]
     environment = os.environ | {"PYTHONPATH": str(backend.parent)}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     archive = folder / f"{RELEASE}.tar.gz"
@@ -132,7 +147,12 @@ def unpack(archive: Path, target: Path) -> None:
 
 def _place_of(member: tarfile.TarInfo) -> Path | None:
     parts = member.name.split("/")
-    if not member.isfile() or parts[0] != RELEASE or {"", ".", ".."} & set(parts) or "\\" in member.name:
+    if (
+        not member.isfile()
+        or parts[0] != RELEASE
+        or {"", ".", ".."} & set(parts)
+        or "\\" in member.name
+    ):
         return None
     if parts[1:] == ["LICENSE"]:
         return Path("LICENSE")
@@ -149,7 +169,11 @@ def listing(root: Path, dataset: str | None = None) -> Iterator[str]:
         for name, subset in list_subsets(root):
             yield from _lines(root, name, subset)
         return
-    inside = [pair for pair in list_subsets(root) if pair[0] == dataset or "/".join(filter(None, pair)) == dataset]
+    inside = [
+        pair
+        for pair in list_subsets(root)
+        if pair[0] == dataset or "/".join(filter(None, pair)) == dataset
+    ]
     for name, subset in inside or [(dataset, None)]:
         yield from _lines(root, name, subset)
 
@@ -189,7 +213,12 @@ def show(root: Path, dataset: str, prompt: str, row: int, split: str) -> Iterato
         parts, _ = template.apply(rows.rows[row])
         yield f"the prompt does not apply to this row: it renders {parts}"
         return
-    yield from ("--- input", rendered.inputs, "--- target", rendered.targets or "(none: the label is hidden)")
+    yield from (
+        "--- input",
+        rendered.inputs,
+        "--- target",
+        rendered.targets or "(none: the label is hidden)",
+    )
     yield from (() if rendered.choices is None else ("--- choices", *rendered.choices))
 
 
@@ -202,10 +231,14 @@ def _split_name(root: Path, dataset: str) -> tuple[str, str | None]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m scripts.prompts", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.prompts", description=(__doc__ or "").split("\n")[0]
+    )
     parser.add_argument("--prompts-dir", default="", help="promptsource's `templates` folder")
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("fetch", help="download promptsource 0.2.3's templates into the cache folder")
+    commands.add_parser(
+        "fetch", help="download promptsource 0.2.3's templates into the cache folder"
+    )
     command = commands.add_parser("list", help="name the prompts")
     command.add_argument("--dataset", help="e.g. ag_news, super_glue, super_glue/rte")
     command = commands.add_parser("show", help="render one row")

@@ -16,6 +16,7 @@ def doubling(start: str, step: str, end: str) -> str:
     return DOUBLE.replace("X", start).replace("Y", step) + end
 
 
+DEEP = "{% set n = namespace(x=['a']) %}{% for i in range(20000) %}{% set n.x = Y %}{% endfor %}"
 BIG = "{% set s = 'a' * 1000000 %}"
 PAIR = doubling("[1]", "[n.x, n.x]", "")
 TUPLES = doubling("(1,)", "(n.x, n.x)", "")
@@ -54,7 +55,9 @@ WITHOUT_END = {
     "loops": "{% for i in range(99999) %}{% for j in range(99999) %}{% for k in range(99999) %}"
     "{% endfor %}{% endfor %}{% endfor %}",
     "long body": "{% for i in range(99999) %}" + "{% set a = 1 + 2 * i %}" * 1000 + "{% endfor %}",
-    "long text": "{% set t %}{% for i in range(99999) %}" + "t" * 30000 + "{% endfor %}{% endset %}",
+    "long text": "{% set t %}{% for i in range(99999) %}"
+    + "t" * 30000
+    + "{% endfor %}{% endset %}",
     "growing list": "{% set l = [1] %}{% for i in l %}{% set _ = l.append(i) %}{% endfor %}",
     "list into itself": "{% set l = [1] %}{{ l.extend(l | select) }}",
     "list into itself by map": "{% set l = ['a'] %}{{ l.extend(l | map('upper')) }}",
@@ -93,7 +96,10 @@ WITHOUT_END = {
     "shared list counted": PAIR + "{% set a = n.x %}" + PAIR + "{{ [n.x].index(a) }}",
     "shared list sorted": PAIR + "{% set a = n.x %}" + PAIR + "{{ [a, n.x] | sort }}",
     "shared list tested": PAIR + "{% set a = n.x %}" + PAIR + "{{ a is eq n.x }}",
-    "shared list selected": PAIR + "{% set a = n.x %}" + PAIR + "{{ [a] | select('==', n.x) | list }}",
+    "shared list selected": PAIR
+    + "{% set a = n.x %}"
+    + PAIR
+    + "{{ [a] | select('==', n.x) | list }}",
     "shared list in a namespace": PAIR + "{{ namespace(y=n.x) }}{{ [n] | string }}{{ n.x }}",
     "shared list called": PAIR + "{{ n.x() }}",
     "shared list through an alias": "{% set l = [] %}" + doubling("[l]", "[n.x, n.x]", "{{ n.x }}"),
@@ -139,7 +145,8 @@ WITHOUT_END = {
     "replace nothing": BIG + "{{ s.replace('', s) }}",
     "join": BIG + "{{ range(99999) | join(s) }}",
     "join method": BIG + "{{ s.join(s) }}",
-    "join of one attribute": BIG + "{% set n = namespace(y=s) %}{{ ([n] * 99999) | join(attribute='y') }}",
+    "join of one attribute": BIG
+    + "{% set n = namespace(y=s) %}{{ ([n] * 99999) | join(attribute='y') }}",
     "join of a default": BIG + "{{ range(99999) | map(attribute='y', default=s) | join }}",
     "batch": "{{ [1] | batch(1000000000, 0) | list }}",
     "slice": "{{ [1] | slice(1000000000) | list }}",
@@ -158,6 +165,19 @@ WITHOUT_END = {
     "characters as filter arguments": "{% set s = '\u4e00' * 4000000 %}{{ 'a' | replace(*s) }}",
     "characters by extend": "{% set s = '\u4e00' * 4000000 %}{{ [].extend(s) }}{{ [] + s | list }}",
     "words": "{% set s = 'a ' * 3000000 %}{{ s.split() | length }}{{ s.split() | length }}",
+    "deep iterators": DEEP.replace("Y", "n.x | map('upper')") + "{{ n.x | list }}",
+    "deep iterators let go": DEEP.replace("Y", "n.x | map('upper')"),
+    "deep zips": DEEP.replace("Y", "zip(n.x)") + "{{ n.x | list }}",
+    "deep list": DEEP.replace("Y", "[n.x]") + "{{ n.x }}",
+    "deep list compared": DEEP.replace("Y", "[n.x]")
+    + "{% set a = n.x %}"
+    + DEEP.replace("Y", "[n.x]")
+    + "{{ a == n.x }}",
+    "deep tuple as a member": DEEP.replace("Y", "(n.x,)") + "{{ n.x in {} }}",
+    "deep tuple unique": DEEP.replace("Y", "(n.x,)") + "{{ [n.x] | unique | length }}",
+    "deep tuple unique by attribute": DEEP.replace("Y", "(n.x,)")
+    + "{{ [{'a': n.x}] | unique(attribute='a') | list | length }}",
+    "deep tuple counted": DEEP.replace("Y", "(n.x,)") + "{{ [n.x] | most_frequent | length }}",
     "macro": "{% macro m() %}{{ m() }}{{ m() }}{% endmacro %}{{ m() }}",
     "recursive loop": "{% for i in [1] recursive %}{{ loop([1, 2]) }}{% endfor %}",
     "block": "{% block a %}{{ self.a() }}{% endblock %}",

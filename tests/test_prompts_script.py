@@ -48,7 +48,8 @@ def package_index(tmp_path, monkeypatch):
     script = f"open({str(trace)!r}, 'w')\nfrom setuptools import setup\nsetup(name='promptsource', version='0.2.3')\n"
     (tmp_path / "index").mkdir()
     path = archive_of(
-        tmp_path / "index" / f"{RELEASE}.tar.gz", [*release_members(), (f"{RELEASE}/setup.py", script)]
+        tmp_path / "index" / f"{RELEASE}.tar.gz",
+        [*release_members(), (f"{RELEASE}/setup.py", script)],
     )
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(path.parent))
@@ -62,8 +63,14 @@ def package_index(tmp_path, monkeypatch):
 def test_fetch_unpacks_templates_and_licence_and_runs_nothing(package_index, tmp_path, monkeypatch):
     folder = prompts.fetch()
     assert folder == prompts_dir() == tmp_path / "cache" / RELEASE / "templates"
-    found = sorted(str(p.relative_to(folder.parent)) for p in folder.parent.rglob("*") if p.is_file())
-    assert found == ["LICENSE", "templates/mine/templates.yaml", "templates/other/sub/templates.yaml"]
+    found = sorted(
+        str(p.relative_to(folder.parent)) for p in folder.parent.rglob("*") if p.is_file()
+    )
+    assert found == [
+        "LICENSE",
+        "templates/mine/templates.yaml",
+        "templates/other/sub/templates.yaml",
+    ]
     assert not package_index.exists()
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [RELEASE]
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "nowhere"))
@@ -93,7 +100,9 @@ def test_unpacking_cannot_leave_its_folder(tmp_path):
     ]
     archive = archive_of(tmp_path / "a.tar.gz", [*release_members(), *hostile])
     prompts.unpack(archive, tmp_path / "deep" / "out")
-    files = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
+    files = sorted(
+        str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()
+    )
     assert files == [
         "a.tar.gz",
         "deep/out/LICENSE",
@@ -107,7 +116,13 @@ def test_unpacking_cannot_leave_its_folder(tmp_path):
     [
         ([], "no templates or no licence"),
         (release_members()[1:], "no templates or no licence"),
-        ([*release_members(), (f"{RELEASE}/promptsource/templates/x/templates.yaml", "x" * (2 << 20))], "more than"),
+        (
+            [
+                *release_members(),
+                (f"{RELEASE}/promptsource/templates/x/templates.yaml", "x" * (2 << 20)),
+            ],
+            "more than",
+        ),
     ],
 )
 def test_an_archive_without_or_with_too_much_is_refused(tmp_path, members, message):
@@ -170,7 +185,12 @@ def test_show_says_what_is_not_there(folder, argv, message):
 def test_as_a_program(folder):
     command = [sys.executable, "-m", "scripts.prompts", "show", "mine", "asks"]
     result = subprocess.run(
-        command, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=120, check=False
+        command,
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     assert result.returncode == 1
     assert result.stderr == "error: unknown prompt 'asks' for mine; did you mean 'ask'?\n"

@@ -17,10 +17,11 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
+from t0jax.config import UserError
+
 SUFFIXES = (".jsonl", ".parquet", ".csv")
 BATCH_ROWS = 8192
 _VERSION = 1
-from t0jax.config import UserError
 
 
 class DataError(UserError, ValueError):

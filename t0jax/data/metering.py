@@ -1,6 +1,6 @@
 """The meter of a render: what it may still spend, what values weigh, and where its randomness comes from.
 
-A unit stands for one value that is touched or 16 characters; `prices.py` says what operations cost.
+A unit stands for one value that is looked at, 16 characters, or 16 values that are copied unseen; `prices.py` says what operations cost.
 """
 
 import random
@@ -14,8 +14,12 @@ ALLOWANCE = 1 << 18
 """Units a render may spend, and 8 times the size of its example on top."""
 MAX_INTEGER_BITS = 1 << 14
 """Of a product or power."""
+MAX_NESTING = 16
 MAX_KEY = 1 << 60
 """Integers below are their own hash."""
+
+ITERATOR_PRICE = 256
+"""Keeps iterators over iterators few: Python takes C stack for each when it lets go of them."""
 
 METER = "the meter"  # its name among a template's variables: none a template can spell
 
@@ -44,7 +48,9 @@ class Meter:
 
     def spend(self, units: int) -> None:
         """Raises LimitError when the allowance, enlarged once for a large example, is used up."""
-        self.left -= units if units > 0 else 1  # no operand may make a price that gives something back
+        self.left -= (
+            units if units > 0 else 1
+        )  # no operand may make a price that gives something back
         if self.left < 0:
             self._enlarge()
 
@@ -63,7 +69,10 @@ class Meter:
 
     def watch(self, result: Any) -> Any:
         """`result`; an iterator made to pay for each item it gives, as its source may grow under it."""
-        return self._items(result) if hasattr(result, "__next__") else result
+        if not hasattr(result, "__next__"):
+            return result
+        self.spend(ITERATOR_PRICE)
+        return self._items(result)
 
     def _items(self, iterator: Iterator[Any]) -> Iterator[Any]:
         for item in iterator:
@@ -77,6 +86,8 @@ class Meter:
             raise LimitError("it takes more time or memory than a template may use")
 
     def _pay_tree(self, value: Any) -> None:
+        if isinstance(value, tuple):
+            check_nesting(value)
         # Shared parts count as often as they occur: that is what printing or comparing would visit.
         size = tree_size(value, self.left)
         if size > self.left:
@@ -110,6 +121,20 @@ def tree_size(value: Any, limit: int) -> int:
         else:
             total += 1 + (len(item) if isinstance(item, range) else 0)
     return total
+
+
+def check_nesting(value: Any) -> Any:
+    """`value`, if it is no tuple in a tuple in a tuple, and so on: Python takes C stack for each to hash it.
+
+    Raises:
+      LimitError: tuples are nested deeper than `MAX_NESTING`.
+    """
+    level = [value]
+    for _ in range(MAX_NESTING):
+        level = [inner for item in level if isinstance(item, tuple) for inner in item]
+        if not level:
+            return value
+    raise LimitError(f"tuples are nested more than {MAX_NESTING} deep")
 
 
 def check_key(key: Any) -> Any:

@@ -22,6 +22,7 @@ from t0jax.data.metering import (
     LimitError,
     Meter,
     check_key,
+    check_nesting,
     tree_size,
 )
 
@@ -78,11 +79,13 @@ def _trimmed(value: Any, chars: str | None = None) -> int:
     return _searched(str(value), chars)
 
 
-def _hashed(value: Any, *arguments: Any, **named: Any) -> int:
+def _hashed(items: Any) -> int:
     """Units of a table of these items, were all of them to collide; text cannot be made to."""
-    if not isinstance(value, list | tuple) or arguments or named or not all(type(item) is str for item in value):
-        return len(value) ** 2 >> 6
-    return 0
+    if all(type(item) is str for item in items):
+        return 0
+    for item in items:
+        check_nesting(item)
+    return len(items) ** 2 >> 6
 
 
 def _percent(text: str, values: Any) -> int:
@@ -96,7 +99,9 @@ def _percent(text: str, values: Any) -> int:
     return (widths >> 4) + text.count("%") * tree_size(values, ALLOWANCE)
 
 
-_FLAT = frozenset({"count", "default", "d", "first", "length", "random", "choice", "defined", "undefined"})
+_FLAT = frozenset(
+    {"count", "default", "d", "first", "length", "random", "choice", "defined", "undefined"}
+)
 """Filters and tests that look at no more of their operand than its outside."""
 
 _FILTER_PRICES: dict[str, Callable[..., int]] = {
@@ -108,7 +113,6 @@ _FILTER_PRICES: dict[str, Callable[..., int]] = {
     "replace": _replaced,
     "round": _rounded,
     "slice": lambda value, slices, fill_with=None: _price(slices),
-    "most_frequent": _hashed,
     "title": lambda value: len(str(value)) >> 2,
     "trim": _trimmed,
     "wordcount": lambda value: len(str(value)) >> 2,
@@ -119,7 +123,7 @@ _TEXT_FILTERS = _words(
     " reverse round string title trim truncate upper wordcount"
 )
 _ITEM_FILTERS = _words(
-    "batch dictsort groupby items list map max min most_frequent reject rejectattr select selectattr slice sort"
+    "batch dictsort groupby items list map max min reject rejectattr select selectattr slice sort"
 )
 """These take a text as a list of characters, each a value of its own."""
 
@@ -172,11 +176,14 @@ def listed(meter: Meter, value: Any) -> list[Any]:
 
 
 @pass_context
-def _unique(context: Context, value: Any, case_sensitive: bool = False, attribute: Any = None) -> Any:
+def _unique(
+    context: Context, value: Any, case_sensitive: bool = False, attribute: Any = None
+) -> Any:
     meter: Meter = context.parent[METER]
     pay_arguments(meter, (value, case_sensitive, attribute))
     items = listed(meter, value)
-    meter.spend(_hashed(items, *([] if attribute is None else [attribute])))
+    keys = items if attribute is None else FILTERS["map"](context, items, attribute=attribute)
+    meter.spend(_hashed([meter.pay(key) for key in keys]))
     return meter.watch(FILTERS["unique"](context.environment, items, case_sensitive, attribute))
 
 
@@ -213,12 +220,14 @@ def _random(context: Context, choices: Any) -> Any:
         return context.environment.undefined("No random item, sequence was empty.")
 
 
-def _most_frequent(items: Any) -> list[Any] | None:
+@pass_context
+def _most_frequent(context: Context, value: Any) -> list[Any] | None:
     """All items tied for the highest count, as promptsource's filter of that name."""
-    if not items:
-        return None
+    meter: Meter = context.parent[METER]
+    items = listed(meter, meter.pay(value))
+    meter.spend(_hashed(items))
     counts = Counter(items).most_common()
-    return [item for item, count in counts if count == counts[0][1]]
+    return [item for item, count in counts if count == counts[0][1]] or None
 
 
 def _highlight(text: str) -> str:
@@ -254,10 +263,7 @@ def _pay(context: Context, value: Any) -> Any:
 
 @pass_context
 def _pay_slice(context: Context, value: Any) -> Any:
-    if isinstance(value, str):
-        context.parent[METER].spend(1 + (len(value) >> 4))
-    elif isinstance(value, list | tuple):
-        context.parent[METER].spend(1 + len(value))
+    context.parent[METER].spend(_length(value))
     return value
 
 
@@ -281,9 +287,11 @@ def _pay_rounds(context: Context, value: Any, price: int) -> Iterator[Any]:
 
 
 FILTERS_PAID: dict[str, Callable[..., Any]] = {
-    name: _paying(name, FILTERS[name]) for name in (*_TEXT_FILTERS, *_ITEM_FILTERS) if name in FILTERS
+    name: _paying(name, FILTERS[name])
+    for name in (*_TEXT_FILTERS, *_ITEM_FILTERS)
+    if name in FILTERS
 } | {
-    "most_frequent": _paying("most_frequent", _most_frequent),
+    "most_frequent": _most_frequent,
     "highlight": _paying("highlight", _highlight),
     "join": _join,
     "sum": _sum,
@@ -350,7 +358,9 @@ METHOD_PRICES: dict[type, dict[str, Callable[..., int]]] = {
     | dict.fromkeys(("center", "ljust", "rjust", "zfill"), _width)
     | {
         "replace": lambda text, *args: _whole(text) + _replaced(text, *args),
-        "expandtabs": lambda text, tabsize=8: _whole(text) + (text.count("\t") * _price(tabsize) >> 4),
+        "expandtabs": lambda text, tabsize=8: (
+            _whole(text) + (text.count("\t") * _price(tabsize) >> 4)
+        ),
     },
     list: dict.fromkeys(("copy", "count", "index", "insert", "remove", "reverse", "sort"), _whole)
     | {"append": _one, "clear": _one, "extend": _extended, "pop": _popped},
@@ -363,7 +373,9 @@ METHOD_PRICES: dict[type, dict[str, Callable[..., int]]] = {
 }
 """Units of a method call from its owner and arguments (these are paid by themselves); no other method may be called."""
 
-LOOP_ATTRIBUTES = _words("index index0 first last length revindex revindex0 previtem nextitem depth depth0")
+LOOP_ATTRIBUTES = _words(
+    "index index0 first last length revindex revindex0 previtem nextitem depth depth0"
+)
 
 
 # ------------------------------------------------------------------------------------ prices of operators
@@ -374,9 +386,8 @@ def _sum_price(left: Any, right: Any) -> int:
 
 
 def _length(value: Any) -> int:
-    if isinstance(value, str | bytes):
-        return 1 + (len(value) >> 4)
-    return len(value) if isinstance(value, list | tuple) else 1
+    """Units of copying a sequence: its items are not looked at."""
+    return 1 + (len(value) >> 4) if isinstance(value, str | bytes | list | tuple) else 1
 
 
 def _product_price(left: Any, right: Any) -> int:
@@ -384,8 +395,7 @@ def _product_price(left: Any, right: Any) -> int:
         return _integer_price(left.bit_length() + right.bit_length())
     many, times = (right, left) if isinstance(left, int) else (left, right)
     if isinstance(times, int) and isinstance(many, str | bytes | list | tuple):
-        unit = 16 if isinstance(many, str | bytes) else 1
-        return 1 + len(many) * _price(times) // unit
+        return 1 + (len(many) * _price(times) >> 4)
     return 1
 
 

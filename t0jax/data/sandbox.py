@@ -188,7 +188,10 @@ class Sandbox(SandboxedEnvironment):
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         meter: Meter = __context.parent[METER]
-        for own in ("_loop_vars", "_block_vars"):  # Jinja's, meant for functions that take a context
+        for own in (
+            "_loop_vars",
+            "_block_vars",
+        ):  # Jinja's, meant for functions that take a context
             kwargs.pop(own, None)
         meter.spend(CALL_PRICE)
         pay_arguments(meter, (*args, *kwargs.values()))
@@ -284,7 +287,9 @@ class _PriceTags(NodeTransformer):
         self.generic_visit(node)
         operands = [node, *node.ops]
         searches = any(operand.op in ("in", "notin") for operand in node.ops)
-        with_constant = len(node.ops) == 1 and any(_is_constant(operand.expr) for operand in operands)
+        with_constant = len(node.ops) == 1 and any(
+            _is_constant(operand.expr) for operand in operands
+        )
         if searches or not with_constant:
             for operand in operands:
                 operand.expr = _paid(operand.expr)

@@ -186,7 +186,9 @@ class _Program:
                 example = {name.replace("-", "_"): value for name, value in example.items()}
                 break
         if "answer_choices" in example:
-            raise ValueError("the example has a field 'answer_choices', a name that prompts reserve")
+            raise ValueError(
+                "the example has a field 'answer_choices', a name that prompts reserve"
+            )
         meter = Meter(seed, example)
         choices = self._choices_of(example, meter)
         variables = self._bind(example)
@@ -212,7 +214,9 @@ class _Program:
             if name in example:
                 value = example[name]
                 if type(value) is str:
-                    variables[name] = value.replace(SEPARATOR, PROTECTOR) if SEPARATOR in value else value
+                    variables[name] = (
+                        value.replace(SEPARATOR, PROTECTOR) if SEPARATOR in value else value
+                    )
                 else:
                     variables[name] = _copied(value)
             elif name in self.optional:
@@ -262,9 +266,13 @@ class _Source:
                     asked.add(node.node.name)
         self.functions = set(first) & set(_SANDBOX.globals)
         # Jinja's own account of scopes costs as much as compiling, and matters where names are set.
-        self.read = meta.find_undeclared_variables(self.tree) if stored else set(first) - self.functions
+        self.read = (
+            meta.find_undeclared_variables(self.tree) if stored else set(first) - self.functions
+        )
         self.optional = asked | {name for name, context in first.items() if context != "load"}
-        self.is_random = bool(filters & {"choice", "random"}) or _names_random_filter(self.tree, filters)
+        self.is_random = bool(filters & {"choice", "random"}) or _names_random_filter(
+            self.tree, filters
+        )
 
 
 _ASKING = frozenset({"defined", "undefined", "default", "d"})
@@ -272,7 +280,9 @@ _ASKING = frozenset({"defined", "undefined", "default", "d"})
 
 def _names_random_filter(tree: nodes.Template, filters: set[str]) -> bool:
     """Whether `map` is given the name of a filter that draws."""
-    return "map" in filters and any(node.value in ("choice", "random") for node in tree.find_all(nodes.Const))
+    return "map" in filters and any(
+        node.value in ("choice", "random") for node in tree.find_all(nodes.Const)
+    )
 
 
 def _in_order(node: nodes.Node) -> Iterator[nodes.Node]:
@@ -362,7 +372,9 @@ def prompts_dir(explicit: str = "") -> Path:
     named = explicit or os.environ.get("T0JAX_PROMPTS_DIR", "")
     path = Path(named).expanduser() if named else release_dir() / "templates"
     if not path.is_dir():
-        way_out = "set data.prompts_dir or T0JAX_PROMPTS_DIR, or run `python -m scripts.prompts fetch`"
+        way_out = (
+            "set data.prompts_dir or T0JAX_PROMPTS_DIR, or run `python -m scripts.prompts fetch`"
+        )
         raise TemplateError(f"no folder of prompts at {path}; {way_out}")
     return path
 
@@ -387,7 +399,9 @@ def _file_of(root: Path, dataset: str, subset: str | None) -> Path:
     known = ["/".join(filter(None, names)) for names in list_subsets(root)]
     inside = [other for other in known if other.startswith(f"{name}/")]
     hint = f"its subsets are {', '.join(inside)}" if inside else _suggest(name, known)
-    raise TemplateError(f"no prompts for data set {name!r} in {root}; {hint or f'it has {len(known)} data sets'}")
+    raise TemplateError(
+        f"no prompts for data set {name!r} in {root}; {hint or f'it has {len(known)} data sets'}"
+    )
 
 
 def _suggest(name: str, known: Iterable[str]) -> str:
