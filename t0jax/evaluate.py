@@ -5,7 +5,6 @@
 """
 
 import functools
-import importlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from jax.experimental import multihost_utils
 
 from t0jax import config as config_lib
 from t0jax.data import views
+from t0jax.data.registry import import_tasks
 from t0jax.data.rows import DataUnavailable, PromptedRows
 from t0jax.data.templates import Rendered
 from t0jax.data.vocabulary import Pieces, vocabulary_path
@@ -64,10 +64,9 @@ def find_tasks(
         EvaluationError: an unknown mixture, or a task that is no prompt with answer choices.
         t0jax.data.rows.DataError: a broken file, or a column that a prompt reads and the data lacks.
     """
+    import_tasks(modules)
     from t0jax.data import sources  # here: it imports TensorFlow, which scoring does without
 
-    for module in modules:
-        importlib.import_module(module)
     try:
         names = sorted(sources.members(mixture))
     except ValueError as error:

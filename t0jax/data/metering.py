@@ -1,6 +1,7 @@
 """The meter of a render: what it may still spend, what values weigh, and where its randomness comes from.
 
-A unit stands for one value that is looked at, 16 characters, or 16 values that are copied unseen; `prices.py` says what operations cost.
+A unit stands for one value that is looked at, 16 characters, or 16 values that are copied unseen. `prices.py` says
+what operations cost.
 """
 
 import random
@@ -11,7 +12,7 @@ from jinja2.runtime import LoopContext, Undefined
 from jinja2.utils import Namespace
 
 ALLOWANCE = 1 << 18
-"""Units a render may spend, and 8 times the size of its example on top."""
+"""Units a render may spend, and 16 times the size of its example on top."""
 MAX_INTEGER_BITS = 1 << 14
 """Of a product or power."""
 MAX_NESTING = 16
@@ -81,7 +82,7 @@ class Meter:
     def _enlarge(self) -> None:
         if self._example is not None:
             example, self._example = self._example, None
-            self.left += 8 * tree_size(example, 1 << 26)
+            self.left += 16 * tree_size(example, 1 << 26)
         if self.left < 0:
             raise LimitError("it takes more time or memory than a template may use")
 

@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from t0jax import config as cfg
-from t0jax.models.layers import einsum_float32, parameter
+from t0jax.models.layers import einsum_float32, parameter, project
 from t0jax.sharding import constrain
 
 MASKED = -1e30
@@ -128,10 +128,10 @@ class Attention(nnx.Module):
             v = v * noise[..., None].astype(v.dtype)  # [B, S, H, K]
         y = ATTENTION[self.kind](q, k, v, bias, mask)  # [B, T, H, K]
         y = constrain(y.reshape(*x.shape[:2], -1), "batch", "length", "heads")  # [B, T, H * K]
-        return y @ self.out[...].astype(x.dtype)  # [B, T, D]
+        return project(y, self.out[...])  # [B, T, D]
 
     def _heads(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
-        y = (x @ kernel.astype(x.dtype)).reshape(*x.shape[:2], self.heads, -1)  # [B, L, H, K]
+        y = project(x, kernel).reshape(*x.shape[:2], self.heads, -1)  # [B, L, H, K]
         return constrain(y, "batch", "length", "heads", None)
 
 
@@ -143,8 +143,12 @@ def attend_xla(
     if bias is not None:
         logits += bias  # [B, H, T, S]
     logits = jnp.where(mask, logits, MASKED)  # [B, H, T, S]
-    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)  # [B, H, T, S]
-    return jnp.einsum("bhts,bshk->bthk", weights, v)  # [B, T, H, K]
+    peak = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))  # [B, H, T, 1]
+    weights = jnp.exp(logits - peak)  # [B, H, T, S]
+    # Dividing the sum of values by the sum of weights, not each weight, saves passes over [B, H, T, S].
+    total = jnp.einsum("bhts->bth", weights)[..., None]  # [B, T, H, 1]
+    summed = einsum_float32("bhts,bshk->bthk", weights.astype(v.dtype), v)  # [B, T, H, K]
+    return (summed / total).astype(v.dtype)  # [B, T, H, K]
 
 
 def attend_cudnn(

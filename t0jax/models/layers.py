@@ -94,6 +94,15 @@ def _einsum_backward(
 einsum_float32.defvjp(_einsum_forward, _einsum_backward)
 
 
+def project(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """[B, L, I] times the float32 `kernel` [I, O] -> [B, L, O], in the dtype of `x`.
+
+    Over flat rows: with two row axes XLA's CPU backend transposes the kernel gradient's operands.
+    """
+    rows = x.reshape(-1, x.shape[-1])  # [B * L, I]
+    return (rows @ kernel.astype(x.dtype)).reshape(*x.shape[:-1], -1)  # [B, L, O]
+
+
 class RMSNorm(nnx.Module):
     """Scales by the root mean square, in float32: no mean, no bias (T5 1.0's `simplified_layer_norm`)."""
 
@@ -139,10 +148,10 @@ class FeedForward(nnx.Module):
         """[B, L, D] -> [B, L, D]; `noise` [B, F] drops hidden features."""
         y = self._activate(x)  # [B, L, F]
         y = dropout(constrain(y, "batch", "length", "mlp"), noise)  # [B, L, F]
-        return y @ self.wo[...].astype(x.dtype)  # [B, L, D]
+        return project(y, self.wo[...])  # [B, L, D]
 
     def _activate(self, x: jax.Array) -> jax.Array:
         if not self.gated:
-            return jax.nn.relu(x @ self.wi[...].astype(x.dtype))  # [B, L, F]
-        gate = jax.nn.gelu(x @ self.wi_0[...].astype(x.dtype), approximate=True)  # [B, L, F]
-        return gate * (x @ self.wi_1[...].astype(x.dtype))  # [B, L, F]
+            return jax.nn.relu(project(x, self.wi[...]))  # [B, L, F]
+        gate = jax.nn.gelu(project(x, self.wi_0[...]), approximate=True)  # [B, L, F]
+        return gate * project(x, self.wi_1[...])  # [B, L, F]

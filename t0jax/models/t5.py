@@ -8,6 +8,7 @@ Shapes: B rows, S input length, T target length, D d_model, V vocabulary.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -148,9 +149,20 @@ def run_layers(
         )
     if config.scan_layers:
         return jax.lax.scan(body, x, (stacked, noise))[0]
-    for i in range(jax.tree.leaves(stacked)[0].shape[0]):
-        x, _ = body(x, jax.tree.map(lambda leaf, i=i: leaf[i], (stacked, noise)))
+    for layer in unstack((stacked, noise)):
+        x, _ = body(x, layer)
     return x
+
+
+def unstack(tree: Any) -> list[Any]:
+    """A tree for each index of the leaves' first axis.
+
+    By one split of each leaf, whose gradient is one concatenation; that of indexing would be a sum of arrays
+    as large as the stack, one a layer.
+    """
+    leaves, treedef = jax.tree.flatten(tree)
+    rows = [jax.lax.split(leaf, [1] * leaf.shape[0]) for leaf in leaves]
+    return [treedef.unflatten([jnp.squeeze(row, 0) for row in layer]) for layer in zip(*rows, strict=True)]
 
 
 class T5(nnx.Module):
@@ -217,9 +229,12 @@ class T5(nnx.Module):
         if self.config.tie_word_embeddings:
             table = self.shared.embedding[...].astype(dtype)  # [V, D]
             scaled = hidden * jnp.asarray(self.config.d_model**-0.5, dtype)  # [B, T, D]
-            logits = einsum_float32("btd,vd->btv", scaled, table)  # [B, T, V]
+            rows = scaled.reshape(-1, scaled.shape[-1])  # [B * T, D], flat as in `project`
+            logits = einsum_float32("rd,vd->rv", rows, table)  # [B * T, V]
         else:
-            logits = einsum_float32("btd,dv->btv", hidden, self.lm_head[...].astype(dtype))
+            rows = hidden.reshape(-1, hidden.shape[-1])  # [B * T, D]
+            logits = einsum_float32("rd,dv->rv", rows, self.lm_head[...].astype(dtype))
+        logits = logits.reshape(*hidden.shape[:-1], -1)  # [B, T, V]
         return constrain(logits, "batch", "length", "vocab")
 
     def __call__(
