@@ -159,7 +159,9 @@ def _check_shapes(step_folder: Path, abstract: State) -> None:
                 f"{step_folder} has no {part}: it holds parameters alone, use train.init_from weights"
             )
         if saved[part] is None:
-            raise CheckpointError(f"{step_folder}/{part} is damaged: its table of arrays cannot be read")
+            raise CheckpointError(
+                f"{step_folder}/{part} is damaged: its table of arrays cannot be read"
+            )
         found = {_key(path): tuple(leaf.shape) for path, leaf in _leaves(saved[part])}
         wanted = {_key(path): tuple(leaf.shape) for path, leaf in _leaves(tree)}
         for name in sorted(found.keys() ^ wanted.keys())[:1]:

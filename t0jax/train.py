@@ -150,10 +150,8 @@ def resolve_architecture(config: Config) -> Config:
     if not start:
         return config
     path = Path(start)
-    if checkpoint.is_hugging_face(path):
-        architecture = convert.read_config(path)
-    else:
-        architecture = checkpoint.read_model_config(path)
+    read = convert.read_config if checkpoint.is_hugging_face(path) else checkpoint.read_model_config
+    architecture = read(path)
     model = config_lib.with_compute(architecture, config.model)
     return dataclasses.replace(config, model=model)
 

@@ -28,7 +28,11 @@ def random_params(mesh, seed=0, model=MODEL):
 
 def save(checkpoints, step, state, **options):
     settings = dataclasses.replace(config.Config(), model=MODEL)
-    metadata = {"config": config.to_dict(settings), "step": step, "position": {"shards": {"0": [step, 1]}}}
+    metadata = {
+        "config": config.to_dict(settings),
+        "step": step,
+        "position": {"shards": {"0": [step, 1]}},
+    }
     checkpoints.save(step, state, metadata, **options)
 
 
@@ -37,7 +41,10 @@ def assert_equal(a, b):
 
 
 def test_state_and_position_come_back_bit_for_bit(tmp_path, mesh):
-    state = {"params": random_params(mesh), "counters": {"step": np.int32(3) + jax.numpy.zeros((), "int32")}}
+    state = {
+        "params": random_params(mesh),
+        "counters": {"step": np.int32(3) + jax.numpy.zeros((), "int32")},
+    }
     with_checkpoints = Checkpoints(tmp_path)
     save(with_checkpoints, 3, state, wait=True)
     restored, metadata = Checkpoints(tmp_path).restore(checkpoint.abstract_state(state))

@@ -162,7 +162,10 @@ def unstack(tree: Any) -> list[Any]:
     """
     leaves, treedef = jax.tree.flatten(tree)
     rows = [jax.lax.split(leaf, [1] * leaf.shape[0]) for leaf in leaves]
-    return [treedef.unflatten([jnp.squeeze(row, 0) for row in layer]) for layer in zip(*rows, strict=True)]
+    return [
+        treedef.unflatten([jnp.squeeze(row, 0) for row in layer])
+        for layer in zip(*rows, strict=True)
+    ]
 
 
 class T5(nnx.Module):
