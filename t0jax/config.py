@@ -6,6 +6,7 @@ command line (`--train.steps 100`). Unknown keys are refused with the nearest kn
 
 import dataclasses
 import difflib
+import logging
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -347,11 +348,13 @@ def with_compute(architecture: Model, compute: Model) -> Model:
 
 
 def run_script(main: Callable[[Sequence[str]], int]) -> None:
-    """Ends the process with `main`'s exit status; a `UserError` is printed as one message, status 1."""
+    """Ends the process with `main`'s exit status; what the user can mend is printed as one message, status 1."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow greets on stderr otherwise
+    # Orbax logs a traceback a thread for what arrives here as one error.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
         status = main(sys.argv[1:])
-    except UserError as error:
+    except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         status = 1
     sys.exit(status)

@@ -38,7 +38,7 @@ def test_rows_are_those_of_the_measured_score():
     # configs/toy.yaml states a score for exactly these rows.
     first = {name: splits["validation"][0] for name, splits in make_rows().items()}
     assert first["toy_reviews"] == {"text": "I was sorry I came. A really dull coffee!", "label": 1}
-    assert first["toy_sizes"] == {"first": "yellow ant", "second": "blue castle", "label": 1}
+    assert first["toy_sizes"] == {"first": "green mouse", "second": "red dog", "label": 1}
 
 
 @pytest.mark.parametrize("name", make_rows())
