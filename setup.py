@@ -10,7 +10,6 @@ REQUIREMENTS = [
     "flax>=0.12.8",
     "optax>=0.2.8",
     "orbax-checkpoint>=0.12.8,<1",
-    "grain>=0.2.18",
     "seqio>=0.0.20",
     "tensorflow>=2.21",
     "tensorflow-text>=2.21",

@@ -169,9 +169,8 @@ def _check_shapes(step_folder: Path, abstract: State) -> None:
             raise ConfigError(f"{step_folder}: {part} {name!r} is in {where} only{_SHAPE_HINT}")
         for name, shape in wanted.items():
             if found[name] != shape:
-                raise ConfigError(
-                    f"{step_folder}: {part} {name!r} has shape {found[name]}, this configuration needs {shape}{_SHAPE_HINT}"
-                )
+                shapes = f"has shape {found[name]}, this configuration needs {shape}"
+                raise ConfigError(f"{step_folder}: {part} {name!r} {shapes}{_SHAPE_HINT}")
 
 
 _SHAPE_HINT = (
@@ -249,25 +248,17 @@ def read_run_config(run_dir: Path) -> config_lib.Config:
     return config_lib.from_dict(config_lib.read_yaml(path), str(path))
 
 
-_FIXED = {
-    "model": None,  # all of it but the computing options
-    "data": (
-        "mixture",
-        "split",
-        "input_length",
-        "target_length",
-        "batch_size",
-        "pack",
-        "input_eos",
-    ),
-    "optimizer": ("name",),
-    "train": ("seed",),
-}
-_FIXED_READING = ("seed", "shards", "pack_rows")
+_IDENTITY = (
+    *(f"model.{f.name}" for f in dataclasses.fields(config_lib.Model) if f.name not in config_lib.COMPUTE_FIELDS),
+    *(f"data.{name}" for name in ("mixture", "split", "rates", "input_length", "target_length", "batch_size")),
+    *(f"data.{name}" for name in ("pack", "pack_rows", "shards", "input_eos", "seed")),
+    *("optimizer.name", "train.seed", "train.init_checkpoint", "train.init_from"),
+)  # fmt: skip
+"""Keys that make a run what it is; the others may change when it goes on."""
 
 
 def check_run_dir(run_dir: Path, config: config_lib.Config) -> None:
-    """Refuses a folder that holds something else than this run.
+    """Refuses a folder that holds something else than this run; notes settings that changed since.
 
     Raises:
         ConfigError: another run's configuration (naming the keys that differ) or foreign files.
@@ -276,31 +267,23 @@ def check_run_dir(run_dir: Path, config: config_lib.Config) -> None:
         foreign = sorted(p.name for p in run_dir.iterdir()) if run_dir.is_dir() else []
         if foreign:
             raise ConfigError(
-                f"train.output_dir {run_dir} is not empty and holds no t0jax run (it has {foreign[0]}); choose another"
+                f"train.output_dir {run_dir} is not empty and holds no t0jax run (it has {foreign[0]}); "
+                "choose another"
             )
         return
-    there = read_run_config(run_dir)
-    differing = [
-        f"{section}.{name}: {getattr(getattr(there, section), name)!r} there, {getattr(getattr(config, section), name)!r} here"
-        for section, names in _FIXED.items()
-        for name in names or _architecture_fields()
-        if getattr(getattr(there, section), name) != getattr(getattr(config, section), name)
-    ]
-    differing += [
-        f"data.{name}: {getattr(there.data, name)!r} there, {getattr(config.data, name)!r} here"
-        for name in _FIXED_READING
-        if getattr(there.data, name) != getattr(config.data, name)
-    ]
-    if differing:
+    there, here = config_lib.flatten(read_run_config(run_dir)), config_lib.flatten(config)
+    changed = {
+        key: f"{key}: {there[key]!r} there, {here[key]!r} here"
+        for key in here
+        if there[key] != here[key]
+    }
+    if other := [text for key, text in changed.items() if key in _IDENTITY]:
         raise ConfigError(
-            f"train.output_dir {run_dir} holds another run ({'; '.join(differing)}); choose another folder, or "
+            f"train.output_dir {run_dir} holds another run ({'; '.join(other)}); choose another folder, or "
             "delete that one to start over"
         )
-
-
-def _architecture_fields() -> tuple[str, ...]:
-    names = [field.name for field in dataclasses.fields(config_lib.Model)]
-    return tuple(name for name in names if name not in config_lib.COMPUTE_FIELDS)
+    if changed:
+        note(f"settings changed since {run_dir} was made: {'; '.join(changed.values())}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -288,6 +288,12 @@ def to_dict(config: Config) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
+def flatten(config: Config) -> dict[str, Any]:
+    """{dotted key: value}."""
+    sections = to_dict(config).items()
+    return {f"{section}.{key}": value for section, keys in sections for key, value in keys.items()}
+
+
 def from_dict(values: Mapping[str, Any], where: str) -> Config:
     """The inverse of `to_dict`; `where` names the file in errors."""
     _check_keys(values, where)
