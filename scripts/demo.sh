@@ -3,7 +3,7 @@
 # Needs Python 3.11 or newer (PYTHON chooses it) and 2 cores; nothing is downloaded but the packages.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-source scripts/venv.sh
+source scripts/venv.sh ''
 
 run="${1:-runs/toy}"
 if [ -e "$run" ]; then

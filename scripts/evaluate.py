@@ -47,10 +47,13 @@ def score(path: Path, settings: config.Config, compute: config.Model | None, opt
     mesh = sharding.make_mesh(settings.mesh)
     note(f"model: reading {path}")
     model = checkpoint.load_model(path, mesh, compute)
+    if model.config and model.config.data.input_eos != settings.evaluate.input_eos:
+        note(f"note: the model was trained with data.input_eos {model.config.data.input_eos}")
     mixture = settings.data.eval_mixture
     note(f"data: opening {mixture}")
+    vocabulary = Path(settings.data.vocabulary) if settings.data.vocabulary else model.vocabulary
     evaluator = evaluate.Evaluator(
-        model.network, mesh, settings.data, settings.evaluate, mixture, vocabulary=model.vocabulary
+        model.network, mesh, settings.data, settings.evaluate, mixture, vocabulary=vocabulary
     )
     folder = None
     if options.output:

@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import hashlib
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -31,8 +32,6 @@ from t0jax.data.templates import (
 
 SHA256 = "f106c889778a0fe5590e7183904bf964e1a01691c8a29451e44f3df5ddef05f5"
 """Of promptsource-0.2.3.tar.gz."""
-MAX_FILE_BYTES = 1 << 20
-MAX_FILES = 1000
 
 BACKEND = """
 class __legacy__:
@@ -121,43 +120,19 @@ def download(folder: Path) -> Path:
 
 
 def unpack(archive: Path, target: Path) -> None:
-    """Writes the archive's templates and licence below `target`.
+    """Writes the release's templates and licence below `target`, and nothing else of it."""
+    wanted = re.compile(
+        rf"{re.escape(RELEASE)}/(?:promptsource/)?(LICENSE|templates/.*templates\.yaml)"
+    )
 
-    Only regular files named `templates.yaml` at most three folders deep are taken, and names are taken apart and
-    put together again: no link, no absolute name and no `..` can lead out of `target`.
+    def place(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo | None:
+        found = wanted.fullmatch(member.name)
+        if not found or not member.isfile():
+            return None
+        return tarfile.data_filter(member.replace(name=found[1]), folder)
 
-    Raises:
-      FetchError: there are none, or they are larger or more than templates are.
-    """
-    found = 0
-    with tarfile.open(archive, "r:gz") as files:
-        for member in files:
-            place = _place_of(member)
-            if place is None:
-                continue
-            found += 1
-            if member.size > MAX_FILE_BYTES or found > MAX_FILES:
-                raise FetchError(f"{archive.name}: {member.name} is more than templates take")
-            content = files.extractfile(member)
-            (target / place).parent.mkdir(parents=True, exist_ok=True)
-            (target / place).write_bytes(content.read() if content else b"")
-    if not (target / "templates").is_dir() or not (target / "LICENSE").is_file():
-        raise FetchError(f"{archive.name} holds no templates or no licence")
-
-
-def _place_of(member: tarfile.TarInfo) -> Path | None:
-    parts = member.name.split("/")
-    if (
-        not member.isfile()
-        or parts[0] != RELEASE
-        or {"", ".", ".."} & set(parts)
-        or "\\" in member.name
-    ):
-        return None
-    if parts[1:] == ["LICENSE"]:
-        return Path("LICENSE")
-    inside = parts[1:3] == ["promptsource", "templates"] and 5 <= len(parts) <= 7
-    return Path(*parts[2:]) if inside and parts[-1] == "templates.yaml" else None
+    with tarfile.open(archive) as files:
+        files.extractall(target, filter=place)
 
 
 # ------------------------------------------------------------------------------------------ list, show

@@ -10,4 +10,4 @@ if [ "${1:-}" = "--all" ]; then
   shift
 fi
 python -m scripts.prompts fetch || echo "prompts could not be fetched: tests that need them are skipped"
-exec python -m pytest "${selection[@]}" "$@"
+exec python -m pytest ${selection[@]+"${selection[@]}"} "$@"

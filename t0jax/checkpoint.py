@@ -8,7 +8,9 @@ A run folder:
     metrics.jsonl ...      see `t0jax.metrics`
 """
 
+import contextlib
 import dataclasses
+import functools
 import json
 import os
 import shutil
@@ -30,6 +32,8 @@ from t0jax.metrics import note
 CONFIG_FILE = "config.yaml"
 VOCABULARY_FILE = "vocabulary.model"
 STEPS_FOLDER = "checkpoints"
+PARTIAL = ".partial"
+"""Ending of files that are being written."""
 
 State = dict[str, Any]
 """Trees of arrays by name; `params` is one of them."""
@@ -43,10 +47,16 @@ class Checkpoints:
     """The checkpoints of one run: keeps the last and the best, saves in the background."""
 
     def __init__(self, run_dir: Path, keep_last: int = 2, keep_best: int = 0) -> None:
-        """Opens `run_dir/checkpoints`, made when absent; half-written leftovers are removed."""
+        """Nothing is touched before the first save; that removes half-written leftovers."""
         self._folder = (run_dir / STEPS_FOLDER).absolute()
+        self._keep = (max(keep_last, 1), keep_best)
+        self._damaged: set[int] = set()
+
+    @functools.cached_property
+    def _orbax(self) -> ocp.training.Checkpointer:
         policies = ocp.training.preservation_policies
-        keep: list[Any] = [policies.LatestN(max(keep_last, 1))]
+        keep_last, keep_best = self._keep
+        keep: list[Any] = [policies.LatestN(keep_last)]
         if keep_best:
             keep.append(
                 policies.BestN(
@@ -55,7 +65,7 @@ class Checkpoints:
                     keep_checkpoints_without_metrics=False,
                 )
             )
-        self._orbax = ocp.training.Checkpointer(
+        return ocp.training.Checkpointer(
             self._folder,
             preservation_policy=policies.AnyPreservationPolicy(keep),
             cleanup_tmp_directories=True,
@@ -63,6 +73,8 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Finished checkpoints, oldest first."""
+        if not self._folder.is_dir():
+            return []
         return sorted(int(entry.step) for entry in self._orbax.checkpoints)
 
     def save(
@@ -86,14 +98,16 @@ class Checkpoints:
             CheckpointError: this or the previous background save failed (a full disk, a read-only folder).
         """
         try:
-            if step not in self.steps():
+            if step not in self.steps() or step in self._damaged:
                 self._orbax.save_checkpointables_async(
                     step,
                     dict(state),
                     force=True,
+                    overwrite=step in self._damaged,
                     metrics=None if accuracy is None else {"accuracy": accuracy},
                     custom_metadata=dict(metadata),
                 )
+                self._damaged.discard(step)
             if wait:
                 self._orbax.wait()
         except Exception as error:
@@ -130,6 +144,7 @@ class Checkpoints:
             except ConfigError:
                 raise
             except Exception as error:
+                self._damaged.add(step)
                 note(
                     f"checkpoint {step} in {self._folder} cannot be read ({_first_line(error)}); "
                     "left in place, trying the one before"
@@ -137,7 +152,10 @@ class Checkpoints:
         return None
 
     def close(self) -> None:
-        self._orbax.close()
+        """Lets go of orbax's threads. What a save failed with was raised by `save` or `wait` already."""
+        if "_orbax" in self.__dict__:
+            with contextlib.suppress(Exception):
+                self._orbax.close()
 
 
 def _first_line(error: BaseException) -> str:
@@ -146,8 +164,17 @@ def _first_line(error: BaseException) -> str:
 
 
 def read_metadata(step_folder: Path) -> dict[str, Any]:
-    """What `Checkpoints.save` was given as `metadata`."""
-    return dict(ocp.checkpointables_metadata(step_folder).custom_metadata)
+    """What `Checkpoints.save` was given as `metadata`.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    try:
+        return dict(ocp.checkpointables_metadata(step_folder).custom_metadata)
+    except Exception as error:
+        raise CheckpointError(
+            f"{step_folder} is damaged ({_first_line(error)}); give an earlier step of its folder"
+        ) from error
 
 
 def _check_shapes(step_folder: Path, abstract: State) -> None:
@@ -191,13 +218,6 @@ def _key(path: Any) -> str:
     )
 
 
-def abstract_state(state: State) -> State:
-    """Shapes and shardings of `state`, what `Checkpoints.restore` takes."""
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
-    )
-
-
 def gather_position(local: Mapping[str, Any]) -> dict[str, Any]:
     """Every process's data position as one JSON value, the same on all: dictionaries are merged."""
     if jax.process_count() == 1:
@@ -237,7 +257,7 @@ def config_to_yaml(config: config_lib.Config) -> str:
 
 
 def _write_atomically(path: Path, content: bytes) -> None:
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(path.name + PARTIAL)
     partial.write_bytes(content)
     os.replace(partial, path)
 
@@ -257,14 +277,15 @@ _IDENTITY = (
 """Keys that make a run what it is; the others may change when it goes on."""
 
 
-def check_run_dir(run_dir: Path, config: config_lib.Config) -> None:
+def check_run_dir(run_dir: Path, config: config_lib.Config, vocabulary: Path | None) -> None:
     """Refuses a folder that holds something else than this run; notes settings that changed since.
 
     Raises:
         ConfigError: another run's configuration (naming the keys that differ) or foreign files.
     """
     if not (run_dir / CONFIG_FILE).exists():
-        foreign = sorted(p.name for p in run_dir.iterdir()) if run_dir.is_dir() else []
+        found = sorted(p.name for p in run_dir.iterdir()) if run_dir.is_dir() else []
+        foreign = [name for name in found if not name.endswith(PARTIAL)]
         if foreign:
             raise ConfigError(
                 f"train.output_dir {run_dir} is not empty and holds no t0jax run (it has {foreign[0]}); "
@@ -281,6 +302,12 @@ def check_run_dir(run_dir: Path, config: config_lib.Config) -> None:
         raise ConfigError(
             f"train.output_dir {run_dir} holds another run ({'; '.join(other)}); choose another folder, or "
             "delete that one to start over"
+        )
+    kept = run_dir / VOCABULARY_FILE
+    if vocabulary is not None and kept.exists() and kept.read_bytes() != vocabulary.read_bytes():
+        raise ConfigError(
+            f"train.output_dir {run_dir} was begun with another vocabulary than {vocabulary}; use "
+            f"data.vocabulary {kept}, or another folder"
         )
     if changed:
         note(f"settings changed since {run_dir} was made: {'; '.join(changed.values())}")
@@ -332,9 +359,15 @@ def load_model(
     config = config_lib.from_dict(metadata["config"], str(step_folder))
     network = models.build(config_lib.with_compute(config.model, compute or config.model))
     params = load_params(step_folder, network, mesh)
-    vocabulary = step_folder.parent.parent / VOCABULARY_FILE
-    found = vocabulary if vocabulary.exists() else None
-    return LoadedModel(network, params, found, config, int(metadata["step"]))
+    return LoadedModel(network, params, vocabulary_of(path), config, int(metadata["step"]))
+
+
+def vocabulary_of(path: Path) -> Path | None:
+    """The SentencePiece file beside a model (as `load_model` takes it), if there is one."""
+    in_run = (VOCABULARY_FILE, lambda: _step_folder(path).parent.parent)
+    name, folder = ("spiece.model", lambda: path) if is_hugging_face(path) else in_run
+    file = folder() / name
+    return file if file.exists() else None
 
 
 def read_model_config(path: Path) -> config_lib.Model:
@@ -382,8 +415,7 @@ def _load_hugging_face(
     network = models.build(config_lib.with_compute(architecture, compute or architecture))
     shardings = sharding.param_shardings(network.axes, network.shapes, mesh)
     params = convert.load_params(path, network, shardings, allow_pickle=allow_pickle)
-    vocabulary = path / "spiece.model"
-    return LoadedModel(network, params, vocabulary if vocabulary.exists() else None, None, 0)
+    return LoadedModel(network, params, vocabulary_of(path), None, 0)
 
 
 def _step_folder(path: Path) -> Path:

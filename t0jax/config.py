@@ -272,6 +272,8 @@ def _check_keys(content: Mapping[str, Any], where: str) -> None:
     for section, values in content.items():
         if section not in sections:
             raise ConfigError(f"{where}: {_unknown(section, sections)}")
+        if values is not None and not isinstance(values, Mapping):
+            raise ConfigError(f"{where}: section {section!r} holds {values!r}, not keys")
         for key in values or {}:
             if f"{section}.{key}" not in known_keys():
                 raise ConfigError(f"{where}: {_unknown(f'{section}.{key}', known_keys())}")
@@ -301,15 +303,32 @@ def from_dict(values: Mapping[str, Any], where: str) -> Config:
     for section in dataclasses.fields(Config):
         given = {
             k: tuple(v) if isinstance(v, list) else v
-            for k, v in values.get(section.name, {}).items()
+            for k, v in (values.get(section.name) or {}).items()
         }
         sections[section.name] = section.type(**given)  # type: ignore[operator]
     return Config(**sections)
 
 
+_POSITIVE = (
+    *(
+        "data.shards",
+        "data.batch_size",
+        "data.pack_rows",
+        "data.input_length",
+        "data.target_length",
+    ),
+    *("train.grad_accumulation", "train.log_every", "train.checkpoint_every", "train.keep_last"),
+    *("train.max_bad_steps", "model.d_model", "model.vocab_size", "model.num_layers"),
+    *("evaluate.batch_size", "evaluate.max_input_length", "evaluate.max_target_length"),
+)
+
+
 def check(config: Config) -> Config:
     """Refuses contradictions that would otherwise show up deep in a run."""
     data, train = config.data, config.train
+    for key in _POSITIVE:
+        if flatten(config)[key] < 1:
+            raise ConfigError(f"{key} is {flatten(config)[key]}; it must be at least 1")
     problems = [
         (
             data.batch_size % data.shards,
@@ -317,27 +336,30 @@ def check(config: Config) -> Config:
         ),
         (
             data.batch_size % train.grad_accumulation,
-            f"data.batch_size {data.batch_size} is not a multiple of train.grad_accumulation {train.grad_accumulation}",
-        ),
-        (
-            train.steps < 0 or train.log_every < 1 or train.checkpoint_every < 1,
-            "train.steps, log_every and checkpoint_every must be positive",
+            f"data.batch_size {data.batch_size} is not a multiple of train.grad_accumulation "
+            f"{train.grad_accumulation}",
         ),
         (
             train.eval_every > 0 and not data.eval_mixture,
             "train.eval_every is set but data.eval_mixture is empty",
         ),
         (
+            train.keep_best > 0
+            and (train.eval_every < 1 or train.checkpoint_every % train.eval_every),
+            "train.keep_best needs an evaluation at every checkpoint: set data.eval_mixture, and "
+            "train.checkpoint_every to a multiple of train.eval_every",
+        ),
+        (
             config.model.attention == "cudnn" and config.model.dtype != "bfloat16",
             "model.attention cudnn needs model.dtype bfloat16",
         ),
         (
-            train.init_from == "state" and not train.init_checkpoint,
-            "train.init_from state needs train.init_checkpoint",
+            not 0 <= config.model.dropout_rate < 1,
+            f"model.dropout_rate {config.model.dropout_rate} is not in [0, 1)",
         ),
         (
-            config.model.d_model < 1 or config.model.vocab_size < 1,
-            "model.d_model and model.vocab_size must be positive",
+            train.init_from == "state" and not train.init_checkpoint,
+            "train.init_from state needs train.init_checkpoint",
         ),
     ]
     for bad, message in problems:
@@ -357,7 +379,7 @@ def run_script(main: Callable[[Sequence[str]], int]) -> None:
     """Ends the process with `main`'s exit status; what the user can mend is printed as one message, status 1."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow greets on stderr otherwise
     # Orbax logs a traceback a thread for what arrives here as one error.
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
     try:
         status = main(sys.argv[1:])
     except (UserError, OSError) as error:

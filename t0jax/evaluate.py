@@ -89,10 +89,7 @@ def _open_task(name: str, split: str) -> RankTask:
             f"task {name!r} is not made from a prompt (its source is a {type(source).__name__}), so "
             "its choices are not known; score tasks added with t0jax.data.sources"
         )
-    try:
-        rows = source.rows(split)
-    except ValueError as error:
-        raise DataUnavailable(source.spec.name, str(error)) from None
+    rows = source.rows(split)
     try:
         rows.require_choices()
     except ValueError as error:

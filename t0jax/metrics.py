@@ -1,5 +1,7 @@
 """What a run reports: notes, throughput, model FLOPs and where log lines go."""
 
+import hashlib
+import importlib.util
 import json
 import os
 import time
@@ -123,14 +125,12 @@ class Wandb:
     """Weights & Biases; needs `pip install t0jax[wandb]`."""
 
     def __init__(self, project: str, folder: Path, config: Mapping[str, Any]) -> None:
-        try:
-            import wandb
-        except ImportError:
-            raise config_lib.ConfigError(
-                "train.wandb_project is set but wandb is not installed: pip install 't0jax[wandb]'"
-            ) from None
+        import wandb
+
+        # One id a folder, so that a resumed run goes on in the same place.
+        name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
         self._run = wandb.init(
-            project=project, dir=str(folder), config=dict(config), resume="allow"
+            project=project, dir=str(folder), config=dict(config), id=name, resume="allow"
         )
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
@@ -138,6 +138,14 @@ class Wandb:
 
     def close(self) -> None:
         self._run.finish()
+
+
+def check_sinks(config: config_lib.Config) -> None:
+    """Raises ConfigError when a sink that is asked for is not installed."""
+    if config.train.wandb_project and importlib.util.find_spec("wandb") is None:
+        raise config_lib.ConfigError(
+            "train.wandb_project is set but wandb is not installed: pip install 't0jax[wandb]'"
+        )
 
 
 def open_sinks(config: config_lib.Config, run_dir: Path, resume_step: int) -> list[Sink]:

@@ -104,26 +104,6 @@ def _group(pending: _Pending, settings: config_lib.Evaluate, eos: int, longest: 
     return [*done, *rows.values()]
 
 
-def process_slice(mesh: jax.sharding.Mesh) -> tuple[int, int]:
-    """(index, count): which share of the rows this process feeds.
-
-    Processes that hold the same rows of a batch (a `model` axis over several of them) have one share together.
-
-    Raises:
-        ConfigError: two processes hold some rows in common but not all.
-    """
-    blocks = mesh.devices.reshape(-1, mesh.shape["model"])
-    owners = [frozenset(device.process_index for device in block) for block in blocks]
-    groups = list(dict.fromkeys(owners))
-    mine = [i for i, group in enumerate(groups) if jax.process_index() in group]
-    if len(mine) != 1:
-        raise config_lib.ConfigError(
-            f"mesh {dict(mesh.shape)} cuts a batch across processes unevenly; choose a `model` size that "
-            "divides a process's devices or is a multiple of them"
-        )
-    return mine[0], len(groups)
-
-
 @functools.lru_cache(maxsize=8)
 def _program(config: config_lib.Model, mesh: jax.sharding.Mesh) -> Callable[..., jax.Array]:
     """(parameters, micro-batch) -> sums [rows, T]; scorers of one model and mesh share what was compiled."""
@@ -164,7 +144,7 @@ class Scorer:
         self.network, self.mesh, self.settings = network, mesh, settings
         on_cpu = mesh.devices.flat[0].platform == "cpu"
         self.row_tokens = row_tokens or (2048 if on_cpu else 32768)
-        self.slice, self.slices = process_slice(mesh)
+        self.slice, self.slices = sharding.process_slice(mesh)
         self.window = max(1, 8 * settings.batch_size // self.slices)
         self.input_lengths = length_grid(settings.max_input_length, 32, halves_from=64)
         longest = max(1024, settings.max_target_length)

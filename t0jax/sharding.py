@@ -3,11 +3,12 @@
 import os
 import queue
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from t0jax import config as config_lib
@@ -35,20 +36,68 @@ AXES: dict[str, str | tuple[str, ...] | None] = {
 def start_cluster() -> None:
     """Joins the multi-process run that the environment describes; does nothing on a single machine.
 
-    Recognised: SLURM with more than one task, `JAX_COORDINATOR_ADDRESS` (with `JAX_NUM_PROCESSES` and
-    `JAX_PROCESS_ID`, as on GKE), and TPU pods. Must run before any other use of JAX's devices.
+    Recognised: `JAX_COORDINATOR_ADDRESS` with `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` (any cluster, GKE), SLURM inside
+    an `srun` of several tasks, and TPU pods by `TPU_WORKER_HOSTNAMES`; `T0JAX_CLUSTER=1` has JAX look for what it
+    knows itself (TPU VMs without that variable). Must run before any other use of JAX's devices.
+
+    Raises:
+        ConfigError: the coordinator's address without the other two variables.
     """
-    address = os.environ.get("JAX_COORDINATOR_ADDRESS") or os.environ.get("COORDINATOR_ADDRESS")
-    if address and "JAX_NUM_PROCESSES" in os.environ:
-        jax.distributed.initialize(
-            coordinator_address=address,
-            num_processes=int(os.environ["JAX_NUM_PROCESSES"]),
-            process_id=int(os.environ["JAX_PROCESS_ID"]),
-        )
-    elif int(os.environ.get("SLURM_NTASKS", "1")) > 1 or (
-        "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
+    names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+    address, count, index = (os.environ.get(name) for name in names)
+    if address or count or index:
+        if not (address and count and index):
+            raise ConfigError(
+                f"a cluster by hand needs all of {', '.join(names)} in the environment"
+            )
+        jax.distributed.initialize(address, num_processes=int(count), process_id=int(index))
+    elif (
+        int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
+        or "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
+        or os.environ.get("T0JAX_CLUSTER") == "1"
     ):
         jax.distributed.initialize()
+
+
+def first_process_does(action: Callable[[], None], what: str) -> None:
+    """Runs `action` on the first process while the others wait for it.
+
+    Raises:
+        Exception: what `action` raised, on the first process.
+        ConfigError: it failed there, on the others.
+    """
+    error: Exception | None = None
+    if jax.process_index() == 0:
+        try:
+            action()
+        except Exception as caught:
+            error = caught
+    if jax.process_count() > 1:
+        failed = multihost_utils.broadcast_one_to_all(np.int32(error is not None))
+        if failed and error is None:
+            raise ConfigError(f"{what} failed on the first process; its log says why")
+    if error is not None:
+        raise error
+
+
+def process_slice(mesh: jax.sharding.Mesh) -> tuple[int, int]:
+    """(index, count): which share of a batch's rows this process feeds.
+
+    Processes that hold the same rows (a `model` axis over several of them) have one share together.
+
+    Raises:
+        ConfigError: two processes hold some rows in common but not all.
+    """
+    blocks = mesh.devices.reshape(-1, mesh.shape["model"])
+    owners = [frozenset(device.process_index for device in block) for block in blocks]
+    groups = list(dict.fromkeys(owners))
+    mine = [i for i, group in enumerate(groups) if jax.process_index() in group]
+    if len(mine) != 1:
+        raise ConfigError(
+            f"mesh {dict(mesh.shape)} cuts a batch across processes unevenly; choose a `model` size that "
+            "divides a process's devices or is a multiple of them"
+        )
+    return mine[0], len(groups)
 
 
 def make_mesh(

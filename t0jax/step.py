@@ -5,15 +5,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from t0jax import models, optim, sharding
 from t0jax.config import Config
 from t0jax.objectives import text_to_text
 
+COUNTERS = ("step", "bad_in_row", "skipped")
+
 State = dict[str, Any]
-"""`params`, `optimizer` and `counters` (`step`, `bad_in_row`, `skipped`: int32 scalars)."""
+"""`params`, `optimizer` and `counters` (int32 scalars by the names above)."""
 
 Batch = dict[str, jax.Array]
 
@@ -24,6 +25,35 @@ Objective = Callable[[models.Params, Batch, jax.Array], tuple[jax.Array, dict[st
 """(params, micro-batch, dropout key) -> (summed loss, sums with `normalizer`)."""
 
 
+def state_shardings(
+    network: models.Network, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh
+) -> State:
+    """Where every array of the state lives: moments beside their parameters, counters everywhere."""
+    shapes = jax.eval_shape(optimizer.init, network.shapes)
+    axes = optim.state_axes(optimizer, network.shapes, network.axes)
+    return {
+        "params": sharding.param_shardings(network.axes, network.shapes, mesh),
+        "optimizer": sharding.param_shardings(axes, shapes, mesh),
+        "counters": dict.fromkeys(COUNTERS, sharding.replicated(mesh)),
+    }
+
+
+def abstract_state(
+    network: models.Network, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh
+) -> State:
+    """Shapes and shardings of the state, without the state: what a checkpoint is restored into."""
+    shapes = {
+        "params": network.shapes,
+        "optimizer": jax.eval_shape(optimizer.init, network.shapes),
+        "counters": dict.fromkeys(COUNTERS, jax.ShapeDtypeStruct((), jnp.int32)),
+    }
+    return jax.tree.map(
+        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+        shapes,
+        state_shardings(network, optimizer, mesh),
+    )
+
+
 def init_state(
     config: Config,
     network: models.Network,
@@ -32,19 +62,13 @@ def init_state(
     params: models.Params | None = None,
 ) -> State:
     """A fresh state, each shard created where it lives; from `params` or random weights."""
-    param_shardings = sharding.param_shardings(network.axes, network.shapes, mesh)
+    where = state_shardings(network, optimizer, mesh)
     if params is None:
-        init = jax.jit(network.init, out_shardings=param_shardings)
+        init = jax.jit(network.init, out_shardings=where["params"])
         params = init(jax.random.key(config.train.seed))
-    state_shapes = jax.eval_shape(optimizer.init, network.shapes)
-    axes = optim.state_axes(optimizer, network.shapes, network.axes)
-    state_shardings = sharding.param_shardings(axes, state_shapes, mesh)
-    zero = jax.device_put(np.int32(0), sharding.replicated(mesh))
-    return {
-        "params": params,
-        "optimizer": jax.jit(optimizer.init, out_shardings=state_shardings)(params),
-        "counters": {"step": zero, "bad_in_row": zero.copy(), "skipped": zero.copy()},
-    }
+    zeros = jax.jit(lambda: dict.fromkeys(COUNTERS, jnp.int32(0)), out_shardings=where["counters"])
+    moments = jax.jit(optimizer.init, out_shardings=where["optimizer"])(params)
+    return {"params": params, "optimizer": moments, "counters": zeros()}
 
 
 def make_objective(config: Config, network: models.Network) -> Objective:
@@ -115,7 +139,7 @@ def make_step(
     """
     objective = make_objective(config, network)
     schedule = optim.make_schedule(config.optimizer, config.train.steps)
-    base_key = jax.random.key(config.train.seed + 1)
+    base_key = jax.random.fold_in(jax.random.key(config.train.seed), 1)
 
     def step(state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
         counters = state["counters"]
@@ -147,7 +171,8 @@ def make_step(
             "nll": sums["nll"] / tokens,
             "accuracy": sums["correct"] / tokens,
             "grad_norm": norm,
-            "learning_rate": jnp.asarray(schedule(counters["step"]), jnp.float32),
+            # Skipped steps do not move the optimizer's own count.
+            "learning_rate": jnp.float32(schedule(counters["step"] - counters["skipped"])),
             "target_tokens": sums["target_tokens"],
             "examples": sums["examples"],
             "skipped": new["counters"]["skipped"].astype(jnp.float32),
@@ -155,7 +180,9 @@ def make_step(
         }
         return new, report
 
-    jitted = jax.jit(step, donate_argnums=0)
+    # Said, not inferred: the next step takes the state as it is, and so does a run resumed from it.
+    where = (state_shardings(network, optimizer, mesh), sharding.replicated(mesh))
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=where)
 
     def call(state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
         with jax.set_mesh(mesh):

@@ -4,6 +4,7 @@ A run is a function of (configuration, seed, data): started again in the same fo
 newest checkpoint, and on the same mesh the losses are bit for bit those of a run that never stopped.
 """
 
+import contextlib
 import dataclasses
 import os
 import signal
@@ -24,7 +25,8 @@ from t0jax.config import Config, ConfigError
 from t0jax.data import loader as loader_lib
 from t0jax.data import vocabulary as vocabulary_lib
 from t0jax.metrics import note
-from t0jax.step import State, Step, init_state, make_step
+from t0jax.results import Results
+from t0jax.step import State, Step, abstract_state, init_state, make_step
 
 Batch = dict[str, np.ndarray]
 
@@ -33,7 +35,7 @@ class Diverged(config_lib.UserError):
     """Too many steps in a row had a non-finite loss or gradient."""
 
 
-def run(config: Config) -> evaluate.Results | None:
+def run(config: Config) -> Results | None:
     """Trains as `config` says; returns the last rank evaluation, if there was one.
 
     Raises:
@@ -47,7 +49,7 @@ def run(config: Config) -> evaluate.Results | None:
     set_environment(config)
     run_dir = Path(config.train.output_dir)
     mesh = sharding.make_mesh(config.mesh)
-    check_shapes(config, mesh)
+    check_settings(config, mesh)
     note(
         f"{jax.device_count()} x {jax.devices()[0].device_kind}, mesh {dict(mesh.shape)}, "
         f"process {jax.process_index()} of {jax.process_count()}"
@@ -55,24 +57,23 @@ def run(config: Config) -> evaluate.Results | None:
 
     # -----------------------------------------------------------------------------------------------------------------
     # Vocabulary and architecture; what is in the run folder already
-    vocabulary = prepare_vocabulary(config)
-    config = resolve_architecture(config)
+    config = adopt_start(config)
+    sharding.first_process_does(lambda: train_vocabulary(config), "training the vocabulary")
+    vocabulary = loader_lib.find_vocabulary(config.data)
     check_vocabulary(config, vocabulary)
-    checkpoint.check_run_dir(run_dir, config)
+    checkpoint.check_run_dir(run_dir, config, vocabulary)
 
     # -----------------------------------------------------------------------------------------------------------------
     # Data
     note(f"data: opening {config.data.mixture}")
-    loader = loader_lib.make_loader(
-        config.data, process_index=jax.process_index(), process_count=jax.process_count()
-    )
+    share, shares = sharding.process_slice(mesh)
+    loader = loader_lib.make_loader(config.data, process_index=share, process_count=shares)
+    evaluator = make_evaluator(config, mesh, vocabulary)
 
     # -----------------------------------------------------------------------------------------------------------------
     # Model, optimizer, state
     network = models.build(config.model)
     optimizer = optim.make_optimizer(config.optimizer, config.train.steps, network.axes)
-    if jax.process_index() == 0:
-        checkpoint.write_run_files(run_dir, config, vocabulary)
     checkpoints = checkpoint.Checkpoints(run_dir, config.train.keep_last, config.train.keep_best)
     state, position = start_state(config, network, optimizer, mesh, checkpoints)
     if position:
@@ -81,18 +82,20 @@ def run(config: Config) -> evaluate.Results | None:
     note(f"model: {size / 1e6:.1f} M parameters, {config.model.dtype} compute")
 
     # -----------------------------------------------------------------------------------------------------------------
-    # Step, evaluation, loop
-    step_fn = make_step(config, network, optimizer, mesh)
-    evaluator = make_evaluator(config, network, mesh, vocabulary)
-    sinks = metrics.open_sinks(config, run_dir, int(state["counters"]["step"]))
-    loop = Loop(config, mesh, step_fn, loader, checkpoints, sinks, evaluator)
-    try:
-        return loop.run(state)
-    finally:
-        loader.close()
-        checkpoints.close()
+    # From here on the folder is this run's
+    metrics.check_sinks(config)
+    sharding.first_process_does(
+        lambda: checkpoint.write_run_files(run_dir, config, vocabulary), "writing the run folder"
+    )
+    with contextlib.ExitStack() as stack:
+        stack.callback(loader.close)
+        stack.callback(checkpoints.close)
+        sinks = metrics.open_sinks(config, run_dir, int(state["counters"]["step"]))
         for sink in sinks:
-            sink.close()
+            stack.callback(sink.close)
+        step_fn = make_step(config, network, optimizer, mesh)
+        loop = Loop(config, mesh, step_fn, loader, checkpoints, sinks, evaluator, shares)
+        return loop.run(state)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -114,8 +117,13 @@ def set_environment(config: Config) -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
-def check_shapes(config: Config, mesh: jax.sharding.Mesh) -> None:
-    """Rows must divide over micro-batches and the devices that hold rows."""
+def check_settings(config: Config, mesh: jax.sharding.Mesh) -> None:
+    """Rows must divide over micro-batches and the devices that hold rows; scoring reads as training does."""
+    if config.data.eval_mixture and config.data.input_eos != config.evaluate.input_eos:
+        raise ConfigError(
+            f"data.input_eos is {config.data.input_eos}, evaluate.input_eos {config.evaluate.input_eos}: a "
+            "model is scored on inputs as it was trained on; set both"
+        )
     ways = sharding.row_ways(mesh) * config.train.grad_accumulation
     if config.data.batch_size % ways:
         raise ConfigError(
@@ -124,36 +132,42 @@ def check_shapes(config: Config, mesh: jax.sharding.Mesh) -> None:
         )
 
 
-def prepare_vocabulary(config: Config) -> Path:
-    """The SentencePiece model of the run, trained first if the configuration says so."""
-    data = config.data
-    if data.vocabulary and not Path(data.vocabulary).exists():
-        if not data.vocabulary_train_size:
-            raise ConfigError(
-                f"data.vocabulary {data.vocabulary} does not exist; give a SentencePiece model, or set "
-                "data.vocabulary_train_size to train one on the mixture's text"
-            )
-        if jax.process_index() == 0:
-            note(f"vocabulary: training {data.vocabulary_train_size} pieces on {data.mixture}")
-            texts = loader_lib.mixture_texts(data)
-            vocabulary_lib.train_sentencepiece(
-                texts, Path(data.vocabulary), data.vocabulary_train_size
-            )
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("vocabulary")
-    return loader_lib.find_vocabulary(data)
+def adopt_start(config: Config) -> Config:
+    """The configuration with the architecture and the vocabulary of `train.init_checkpoint`, where there is one.
 
-
-def resolve_architecture(config: Config) -> Config:
-    """The configuration with the architecture of `train.init_checkpoint`, where there is one."""
-    start = config.train.init_checkpoint
-    if not start:
+    Raises:
+        ConfigError: `data.vocabulary` is another one than the model was trained with.
+    """
+    if not config.train.init_checkpoint:
         return config
-    path = Path(start)
+    path = Path(config.train.init_checkpoint)
     read = convert.read_config if checkpoint.is_hugging_face(path) else checkpoint.read_model_config
-    architecture = read(path)
-    model = config_lib.with_compute(architecture, config.model)
-    return dataclasses.replace(config, model=model)
+    model, data = config_lib.with_compute(read(path), config.model), config.data
+    own = checkpoint.vocabulary_of(path)
+    if own is not None and not data.vocabulary:
+        data = dataclasses.replace(data, vocabulary=str(own))
+        os.environ["T0JAX_VOCABULARY"] = str(own)
+    elif own is not None and Path(data.vocabulary).read_bytes() != own.read_bytes():
+        raise ConfigError(
+            f"data.vocabulary {data.vocabulary} is not the vocabulary of train.init_checkpoint ({own}); leave "
+            "data.vocabulary empty to use that"
+        )
+    return dataclasses.replace(config, model=model, data=data)
+
+
+def train_vocabulary(config: Config) -> None:
+    """Trains `data.vocabulary` on the mixture's text, if the configuration says so and it is not there yet."""
+    data = config.data
+    if not data.vocabulary or Path(data.vocabulary).exists():
+        return
+    if not data.vocabulary_train_size:
+        raise ConfigError(
+            f"data.vocabulary {data.vocabulary} does not exist; give a SentencePiece model, or set "
+            "data.vocabulary_train_size to train one on the mixture's text"
+        )
+    note(f"vocabulary: training {data.vocabulary_train_size} pieces on {data.mixture}")
+    texts = loader_lib.mixture_texts(data)
+    vocabulary_lib.train_sentencepiece(texts, Path(data.vocabulary), data.vocabulary_train_size)
 
 
 def check_vocabulary(config: Config, vocabulary: Path) -> None:
@@ -167,13 +181,14 @@ def check_vocabulary(config: Config, vocabulary: Path) -> None:
 
 
 def make_evaluator(
-    config: Config, network: models.Network, mesh: jax.sharding.Mesh, vocabulary: Path
+    config: Config, mesh: jax.sharding.Mesh, vocabulary: Path
 ) -> evaluate.Evaluator | None:
     """The rank evaluation of `data.eval_mixture`, prepared once."""
-    if not config.data.eval_mixture:
-        return None
-    note(f"evaluation: preparing {config.data.eval_mixture}")
     mixture = config.data.eval_mixture
+    if not mixture:
+        return None
+    note(f"evaluation: preparing {mixture}")
+    network = models.build(config.model)
     return evaluate.Evaluator(
         network, mesh, config.data, config.evaluate, mixture, vocabulary=vocabulary
     )
@@ -198,13 +213,9 @@ def start_state(
     4. Random weights from `train.seed`.
     """
     start = config.train.init_checkpoint
-    resumable = bool(checkpoints.steps())
-    params = None
-    if start and not resumable and config.train.init_from == "weights":
-        params = checkpoint.load_model(start, mesh, config.model).params
-    state = init_state(config, network, optimizer, mesh, params)
-    if resumable:
-        restored = checkpoints.restore(checkpoint.abstract_state(state))
+    abstract = abstract_state(network, optimizer, mesh)
+    if checkpoints.steps():
+        restored = checkpoints.restore(abstract)
         if restored is None:
             raise checkpoint.CheckpointError(
                 f"no checkpoint in {config.train.output_dir} can be read; move the folder away to start over"
@@ -212,37 +223,52 @@ def start_state(
         note(f"start: resuming {config.train.output_dir} at step {restored[1]['step']}")
         return restored[0], restored[1]["position"]
     if start and config.train.init_from == "state":
-        state = checkpoint.load_state(Path(start), checkpoint.abstract_state(state))
         note(f"start: weights, optimizer state and step count of {start}; data from the beginning")
-    elif start:
+        return checkpoint.load_state(Path(start), abstract), {}
+    params = None
+    if start:
         note(f"start: weights of {start}; fresh optimizer state, step 0")
+        params = checkpoint.load_model(start, mesh, config.model).params
     else:
         note(f"start: random weights from seed {config.train.seed}")
-    return state, {}
+    return init_state(config, network, optimizer, mesh, params), {}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Loop
 
 
+class Preempted(Exception):
+    """SIGTERM arrived while something long was going on that can be left."""
+
+
 class Preemption:
     """Remembers SIGTERM while the loop runs; in a multi-process run all processes agree on the step."""
 
     def __init__(self) -> None:
-        self._asked = False
-        self._previous = None
+        self.asked = False
+        self._previous: Any = None
+
+    def __enter__(self) -> "Preemption":
         if threading.current_thread() is threading.main_thread() and jax.process_count() == 1:
             self._previous = signal.signal(signal.SIGTERM, self._on_signal)
+        return self
 
     def _on_signal(self, *_: Any) -> None:
-        self._asked = True
+        self.asked = True
 
     def reached(self, step: int) -> bool:
+        """Whether to stop after this step; the same on all processes."""
         if jax.process_count() > 1:
             return bool(multihost_utils.reached_preemption_sync_point(step))
-        return self._asked
+        return self.asked
 
-    def close(self) -> None:
+    def leave(self, _: str) -> None:
+        """Progress of an evaluation: ends it when SIGTERM has arrived."""
+        if self.asked:
+            raise Preempted
+
+    def __exit__(self, *_: object) -> None:
         if self._previous is not None:
             signal.signal(signal.SIGTERM, self._previous)
 
@@ -258,62 +284,70 @@ class Loop:
     checkpoints: checkpoint.Checkpoints
     sinks: list[metrics.Sink]
     evaluator: evaluate.Evaluator | None
+    shares: int
+    """Groups of processes that read different rows."""
 
-    def run(self, state: State) -> evaluate.Results | None:
+    def __post_init__(self) -> None:
+        self.step, self.saved = 0, -1
+        self.position: dict[str, Any] = {}
+        self.pending: list[dict[str, jax.Array]] = []
+        self.meter = metrics.Meter(self.config.model, self.config.data, self.config.train.steps)
+
+    def run(self, state: State) -> Results | None:
         """From the state's step to `train.steps`; saves at the end and on SIGTERM."""
-        train, step = self.config.train, int(state["counters"]["step"])
-        meter = metrics.Meter(self.config.model, self.config.data, train.steps)
-        preemption = Preemption()
-        pending: list[dict[str, jax.Array]] = []
-        position, results, saved, began = {}, None, step, time.monotonic()
-        first = step
-        batches = sharding.prefetch(self.read(), self.mesh)
-        try:
-            while step < train.steps:
-                batch, (rows, tokens, position) = next(batches)
-                if step == first:
-                    note(
-                        f"data: first batch after {time.monotonic() - began:.1f} s; compiling the step"
-                    )
+        train, results = self.config.train, None
+        self.step = first = self.saved = int(state["counters"]["step"])
+        began = time.monotonic()
+        with (
+            Preemption() as preemption,
+            contextlib.closing(sharding.prefetch(self.read(), self.mesh)) as batches,
+        ):
+            while self.step < train.steps:
+                batch, (rows, tokens, self.position) = next(batches)
+                if self.step == first:
+                    waited = time.monotonic() - began
+                    note(f"data: first batch after {waited:.1f} s; compiling the step")
                 state, report = self.step_fn(state, batch)
-                step += 1
-                pending.append(report)
-                meter.add(rows * jax.process_count(), tokens * jax.process_count())
-                if step == first + 1:
+                self.step += 1
+                self.pending.append(report)
+                self.meter.add(rows * self.shares, tokens * self.shares)
+                if self.step == first + 1:
                     jax.block_until_ready(report)
-                    note(f"step {step}: first step after {time.monotonic() - began:.1f} s")
-                    meter.restart()
-                if step % train.log_every == 0 or step == train.steps:
-                    self.log(step, pending, meter)
-                    pending = []
-                evaluated = None
-                if (
-                    self.evaluator
-                    and train.eval_every
-                    and step % train.eval_every == 0
-                    and step < train.steps
-                ):
-                    results = self.evaluate(state, step)
-                    evaluated = results.mean_accuracy
-                    meter.restart()
-                if preemption.reached(step):
-                    self.log(step, pending, meter)
-                    self.save(step, state, position, evaluated, wait=True)
-                    note(f"SIGTERM: saved step {step}; the same command resumes from here")
+                    note(f"step {self.step}: first step after {time.monotonic() - began:.1f} s")
+                    self.meter.restart()
+                if self.step % train.log_every == 0:
+                    self.flush()
+                results = self.between(state, preemption) or results
+                if preemption.reached(self.step):
+                    self.save(state, wait=True)
+                    note(f"SIGTERM: saved step {self.step}; the same command resumes from here")
                     return results
-                if step % train.checkpoint_every == 0 and step < train.steps:
-                    self.save(step, state, position, evaluated, wait=not train.async_checkpoint)
-                    saved = step
-        finally:
-            batches.close()
-            preemption.close()
-        if self.evaluator:
-            results = self.evaluate(state, step)
-        if step > saved or not self.checkpoints.steps():
-            accuracy = results.mean_accuracy if results else None
-            self.save(step, state, position, accuracy, wait=True)
-        self.checkpoints.wait()
-        note(f"done: step {step}, {train.output_dir}")
+            if first < train.steps or not self.checkpoints.steps():
+                results = self.finish(state, preemption) or results
+        note(f"done: step {self.step}, {train.output_dir}")
+        return results
+
+    def between(self, state: State, preemption: Preemption) -> Results | None:
+        """What is due after a step that is not the last: a checkpoint, an evaluation."""
+        train = self.config.train
+        if self.step >= train.steps:
+            return None
+        saves = self.step % train.checkpoint_every == 0
+        evaluates = train.eval_every > 0 and self.step % train.eval_every == 0
+        # Keeping the best needs the score first; otherwise nothing is risked before the state is safe.
+        if saves and not (evaluates and train.keep_best):
+            self.save(state, wait=not train.async_checkpoint)
+        results = self.score(state, preemption) if evaluates else None
+        if saves and results and train.keep_best:
+            self.save(state, wait=not train.async_checkpoint, results=results)
+        return results
+
+    def finish(self, state: State, preemption: Preemption) -> Results | None:
+        """The last checkpoint and the last evaluation."""
+        if not self.config.train.keep_best:
+            self.save(state, wait=True)
+        results = self.score(state, preemption)
+        self.save(state, wait=True, results=results)
         return results
 
     def read(self) -> Iterator[tuple[dict[str, np.ndarray], Any]]:
@@ -324,45 +358,60 @@ class Loop:
             yield batch, (len(batch[sides[0]]), tokens, self.loader.state())
         raise ConfigError(f"the data of {self.config.data.mixture} ended before train.steps")
 
-    def log(self, step: int, pending: list[dict[str, jax.Array]], meter: metrics.Meter) -> None:
-        """Every step's numbers to the sinks, one line on the window to stdout; stops a diverged run."""
-        rows = [{k: float(v) for k, v in row.items()} for row in jax.device_get(pending)]
+    def flush(self) -> None:
+        """Every pending step's numbers to the sinks, one line on them to stdout; stops a diverged run."""
+        rows = [{k: float(v) for k, v in row.items()} for row in jax.device_get(self.pending)]
+        self.pending = []
         if not rows:
             return
-        rates = meter.rates(step)
-        rates["examples_per_s"] = (
-            rates["steps_per_s"] * sum(r["examples"] for r in rows) / len(rows)
-        )
-        for at, row in enumerate(rows, start=step - len(rows) + 1):
+        rates = self.meter.rates(self.step)
+        examples = sum(row["examples"] for row in rows) / len(rows)
+        rates["examples_per_s"] = rates["steps_per_s"] * examples
+        for at, row in enumerate(rows, start=self.step - len(rows) + 1):
             for sink in self.sinks:
-                sink.write(at, row if at < step else {**row, **rates})
+                sink.write(at, row if at < self.step else {**row, **rates})
         means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
         means["skipped"] = rows[-1]["skipped"]
         if jax.process_index() == 0:
-            print(metrics.log_line(step, self.config.train.steps, {**means, **rates}), flush=True)
+            line = metrics.log_line(self.step, self.config.train.steps, {**means, **rates})
+            print(line, flush=True)
         worst = int(max(row["bad_in_row"] for row in rows))
         if worst >= self.config.train.max_bad_steps:
             raise Diverged(
-                f"{worst} steps in a row up to step {step} had a non-finite loss or gradient; lower "
-                "optimizer.learning_rate, set optimizer.clip_norm, or go back to an earlier checkpoint in "
-                f"{self.config.train.output_dir}"
+                f"{worst} steps in a row up to step {self.step} had a non-finite loss or gradient; lower "
+                "optimizer.learning_rate, set optimizer.clip_norm, or go back to an earlier checkpoint "
+                f"in {self.config.train.output_dir}"
             )
 
-    def evaluate(self, state: State, step: int) -> evaluate.Results:
-        assert self.evaluator is not None
-        results = self.evaluator(state["params"])
+    def score(self, state: State, preemption: Preemption) -> Results | None:
+        """Scores `data.eval_mixture`; None without one, or when SIGTERM ended it."""
+        if self.evaluator is None:
+            return None
+        self.flush()
+        try:
+            results = self.evaluator(state["params"], progress=preemption.leave)
+        except Preempted:
+            return None
         if jax.process_index() == 0:
             print(results.table(), flush=True)
         for sink in self.sinks:
-            sink.write(step, {f"eval/{name}": value for name, value in results.summary().items()})
+            values = {f"eval/{name}": value for name, value in results.summary().items()}
+            sink.write(self.step, values)
+        self.meter.restart()
         return results
 
-    def save(
-        self, step: int, state: State, position: dict[str, Any], accuracy: float | None, wait: bool
-    ) -> None:
-        metadata = {
-            "config": config_lib.to_dict(self.config),
-            "step": step,
-            "position": checkpoint.gather_position(position),
-        }
-        self.checkpoints.save(step, state, metadata, accuracy, wait)
+    def save(self, state: State, wait: bool, results: Results | None = None) -> None:
+        """Saves this step, once; with the evaluation's accuracy where there was one."""
+        self.flush()
+        if self.step > self.saved or not self.checkpoints.steps():
+            metadata = {
+                "config": config_lib.to_dict(self.config),
+                "step": self.step,
+                "position": checkpoint.gather_position(self.position),
+            }
+            accuracy = results.mean_accuracy if results else None
+            self.checkpoints.save(self.step, state, metadata, accuracy, wait)
+            self.saved = self.step
+            self.meter.restart()
+        if wait:
+            self.checkpoints.wait()

@@ -20,6 +20,7 @@ class Home:
     hub_subset: str | None = None
     renames: tuple[tuple[str, str], ...] = ()
     recodes: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    labels: tuple[str, ...] = ("label",)
     note: str = ""
 
 
@@ -43,12 +44,13 @@ _STORY_CLOZE = tuple(
     + [(f"sentence_quiz{n}", f"RandomFifthSentenceQuiz{n}") for n in (1, 2)]
     + [("answer_right_ending", "AnswerRightEnding"), ("story_id", "InputStoryid")]
 )
+_KEY = ("answerKey",)
 _SCRIPT = "at its original id only a loading script, which is no longer run, and perhaps the Hub's parquet copy"
 
 HOMES: dict[str, Home] = {
     "adversarial_qa": Home("UCLNLP/adversarial_qa"),
     "ag_news": Home("fancyzhx/ag_news", ("train", "test")),
-    "ai2_arc": Home("allenai/ai2_arc"),
+    "ai2_arc": Home("allenai/ai2_arc", labels=_KEY),
     "amazon_polarity": Home("fancyzhx/amazon_polarity", ("train", "test")),
     "anli": Home("facebook/anli"),
     "app_reviews": Home("sealuzh/app_reviews", ("train",)),
@@ -69,13 +71,13 @@ HOMES: dict[str, Home] = {
     ),
     "kilt_tasks": Home("facebook/kilt_tasks"),
     "multi_news": Home("alexfabbri/multi_news", note=_SCRIPT),
-    "openbookqa": Home("allenai/openbookqa"),
+    "openbookqa": Home("allenai/openbookqa", labels=_KEY),
     "paws": Home("google-research-datasets/paws"),
     "piqa": Home("baber/piqa"),
-    "qasc": Home("allenai/qasc"),
+    "qasc": Home("allenai/qasc", labels=_KEY),
     "quail": Home("textmachinelab/quail", ("train", "validation", "challenge")),
     "quarel": Home("community-datasets/quarel"),
-    "quartz": Home("allenai/quartz"),
+    "quartz": Home("allenai/quartz", labels=_KEY),
     "quoref": Home("allenai/quoref", ("train", "validation"), note=_SCRIPT),
     "race": Home("ehovy/race"),
     "ropes": Home("allenai/ropes"),
@@ -88,6 +90,7 @@ HOMES: dict[str, Home] = {
         "LSDSem/story_cloze",
         ("validation", "test"),
         renames=_STORY_CLOZE,
+        labels=("answer_right_ending",),
         note="given out by its authors on request; their CSV files work as they are",
     ),
     "super_glue": Home("aps/super_glue"),
@@ -96,6 +99,7 @@ HOMES: dict[str, Home] = {
         ("train", "test"),
         renames=(("label_coarse", "coarse_label"), ("label_fine", "fine_label")),
         recodes=(("label_coarse", TREC_COARSE), ("label_fine", TREC_FINE)),
+        labels=("label_coarse", "label_fine"),
     ),
     "trivia_qa": Home("mandarjoshi/trivia_qa"),
     "web_questions": Home("stanfordnlp/web_questions", ("train", "test")),
@@ -108,8 +112,8 @@ HOMES: dict[str, Home] = {
     ),
     "wiki_qa": Home("microsoft/wiki_qa"),
     "wino_bias": Home("uclanlp/wino_bias", ("validation", "test"), note=_SCRIPT),
-    "winogrande": Home("allenai/winogrande"),
-    "wiqa": Home("allenai/wiqa", note=_SCRIPT),
+    "winogrande": Home("allenai/winogrande", labels=("answer",)),
+    "wiqa": Home("allenai/wiqa", labels=("answer_label", "answer_label_as_choice"), note=_SCRIPT),
     "xsum": Home("EdinburghNLP/xsum"),
     "yelp_review_full": Home("Yelp/yelp_review_full", ("train", "test")),
 }
@@ -123,6 +127,7 @@ def find_home(dataset: str) -> Home:
 def find_spec(dataset: str, subset: str | None) -> DatasetSpec:
     """What to open for a data set of promptsource."""
     home = find_home(dataset)
+    places = (home.hub_id, home.hub_subset)
     return DatasetSpec(
-        dataset, subset, home.hub_id, home.hub_subset, home.renames, home.recodes, note=home.note
+        dataset, subset, *places, home.renames, home.labels, home.recodes, note=home.note
     )

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import seqio
 
-from t0jax.data.arrow import cache_dir, write_atomically
+from t0jax.data.arrow import cache_dir, write_cached
 from t0jax.data.rows import DatasetSpec, PromptedRows
 from t0jax.data.sources import RANK_SUFFIX, add_mixture, add_prompt_task, add_rank_task
 from t0jax.data.templates import load_templates
@@ -57,7 +57,7 @@ def materialise() -> Path:
     root = cache_dir() / "toy" / content
     for name, text in files.items():
         if not (root / name).is_file():
-            write_atomically(root / name, functools.partial(_write, text))
+            write_cached(root / name, functools.partial(_write, text))
     return root
 
 

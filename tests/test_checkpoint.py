@@ -45,6 +45,12 @@ def save(checkpoints, step, state, **options):
     checkpoints.save(step, state, metadata, **options)
 
 
+def abstract(state):
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+    )
+
+
 def assert_equal(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
@@ -56,7 +62,7 @@ def test_state_and_position_come_back_bit_for_bit(tmp_path, mesh):
     }
     with_checkpoints = Checkpoints(tmp_path)
     save(with_checkpoints, 3, state, wait=True)
-    restored, metadata = Checkpoints(tmp_path).restore(checkpoint.abstract_state(state))
+    restored, metadata = Checkpoints(tmp_path).restore(abstract(state))
     assert_equal(restored, state)
     assert metadata["position"] == {"shards": {"0": [3, 1]}}
     same = jax.tree.map(lambda a, b: a.sharding == b.sharding, restored["params"], state["params"])
@@ -68,11 +74,11 @@ def test_donating_the_state_does_not_touch_a_save_in_flight(tmp_path, mesh):
     before = jax.tree.map(np.array, params)
     bump = jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)
     checkpoints = Checkpoints(tmp_path)
-    abstract = checkpoint.abstract_state({"params": params})
+    wanted = abstract({"params": params})
     save(checkpoints, 1, {"params": params})
     params = bump(bump(bump(params)))
     checkpoints.wait()
-    assert_equal(checkpoints.restore(abstract)[0]["params"], before)
+    assert_equal(checkpoints.restore(wanted)[0]["params"], before)
 
 
 def test_keeps_the_last_and_the_best(tmp_path, mesh):
@@ -99,25 +105,38 @@ def test_a_damaged_checkpoint_is_skipped_with_a_word_and_kept(tmp_path, mesh, ca
     for path in (tmp_path / "checkpoints/2/params").rglob("*"):
         if path.is_file() and "manifest" in path.name:
             path.write_bytes(path.read_bytes()[:10])
-    abstract = checkpoint.abstract_state({"params": random_params(mesh)})
-    restored, metadata = Checkpoints(tmp_path).restore(abstract)
+    wanted = abstract({"params": random_params(mesh)})
+    reopened = Checkpoints(tmp_path, keep_last=3)
+    restored, metadata = reopened.restore(wanted)
     assert metadata["step"] == 1
     assert_equal(restored["params"], random_params(mesh, seed=1))
     assert "checkpoint 2" in capsys.readouterr().out
     assert (tmp_path / "checkpoints/2").exists()
+    save(reopened, 2, restored, wait=True)  # the run comes by again: now it is whole
+    assert_equal(Checkpoints(tmp_path).restore(wanted)[0], restored)
+
+
+def test_another_vocabulary_is_another_run(tmp_path):
+    settings, vocabularies = config.Config(), [tmp_path / "a.model", tmp_path / "b.model"]
+    for path in vocabularies:
+        path.write_text(path.name)
+    checkpoint.write_run_files(tmp_path / "run", settings, vocabularies[0])
+    checkpoint.check_run_dir(tmp_path / "run", settings, vocabularies[0])
+    with pytest.raises(ConfigError, match=r"begun with another vocabulary than .*b\.model"):
+        checkpoint.check_run_dir(tmp_path / "run", settings, vocabularies[1])
 
 
 def test_another_shape_names_the_array_and_both_shapes(tmp_path, mesh):
     checkpoints = Checkpoints(tmp_path)
     save(checkpoints, 1, {"params": random_params(mesh)}, wait=True)
     wide = dataclasses.replace(MODEL, d_ff=64)
-    abstract = checkpoint.abstract_state({"params": random_params(mesh, model=wide)})
+    wanted = abstract({"params": random_params(mesh, model=wide)})
     with pytest.raises(ConfigError, match=r"params '.*' has shape .*32.*needs .*64"):
-        checkpoints.restore(abstract)
+        checkpoints.restore(wanted)
     deep = dataclasses.replace(MODEL, tie_word_embeddings=True)
-    abstract = checkpoint.abstract_state({"params": random_params(mesh, model=deep)})
+    wanted = abstract({"params": random_params(mesh, model=deep)})
     with pytest.raises(ConfigError, match=r"lm_head.* is in the checkpoint only"):
-        checkpoints.restore(abstract)
+        checkpoints.restore(wanted)
 
 
 def test_a_model_loads_from_its_run_its_step_and_onto_another_mesh(tmp_path, mesh):
@@ -150,16 +169,16 @@ def test_folders_that_hold_no_model_say_what_was_expected(tmp_path, mesh):
 def test_a_folder_of_another_run_is_refused_naming_what_differs(tmp_path):
     settings = dataclasses.replace(config.Config(), model=MODEL)
     checkpoint.write_run_files(tmp_path / "run", settings, vocabulary=None)
-    checkpoint.check_run_dir(tmp_path / "run", settings)
+    checkpoint.check_run_dir(tmp_path / "run", settings, None)
     more = dataclasses.replace(settings, train=dataclasses.replace(settings.train, steps=9999))
-    checkpoint.check_run_dir(tmp_path / "run", more)
+    checkpoint.check_run_dir(tmp_path / "run", more, None)
     other = dataclasses.replace(settings, data=dataclasses.replace(settings.data, mixture="other"))
     with pytest.raises(ConfigError, match=r"another run \(data\.mixture: '' there, 'other' here\)"):
-        checkpoint.check_run_dir(tmp_path / "run", other)
+        checkpoint.check_run_dir(tmp_path / "run", other, None)
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos/cat.png").write_text("")
     with pytest.raises(ConfigError, match=r"cat\.png"):
-        checkpoint.check_run_dir(tmp_path / "photos", settings)
+        checkpoint.check_run_dir(tmp_path / "photos", settings, None)
 
 
 @contextlib.contextmanager
@@ -185,4 +204,4 @@ def test_a_save_that_fails_says_what_is_still_whole(tmp_path):
         save(checkpoints, 2, state, wait=True)
     reopened = Checkpoints(tmp_path)
     assert reopened.steps() == [1]
-    assert_equal(reopened.restore(checkpoint.abstract_state(state))[0], state)
+    assert_equal(reopened.restore(abstract(state))[0], state)

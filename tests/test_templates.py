@@ -154,7 +154,8 @@ def test_all_prompts_of_the_release_load_and_compile(release):
     subsets = list_subsets(release)
     templates = [t for names in subsets for t in load_templates(release, *names).values()]
     assert (len(subsets), len(templates)) == (279, 2085)
-    assert all(isinstance(template.fields, frozenset) for template in templates)  # compiles
+    assert all(isinstance(template.fields, frozenset) for template in templates)
+    assert all(template._program.text is not None for template in templates)  # compiles
     assert len({dataset for dataset, _ in subsets}) == 180
     assert ("Zaid/coqa_expanded", None) in subsets
     assert ("super_glue", "rte") in subsets

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import jax
@@ -23,7 +22,7 @@ TINY = [
     "--config", "configs/toy.yaml", "--model.d_model", "32", "--model.d_kv", "8", "--model.d_ff", "32",
     "--model.dropout_rate", "0.1", "--data.eval_mixture", "", "--data.batch_size", "8",
     "--data.input_length", "64", "--data.target_length", "16", "--optimizer.warmup_steps", "5",
-    "--train.steps", str(STEPS), "--train.log_every", "2", "--train.checkpoint_every", "8",
+    "--train.steps", str(STEPS), "--train.log_every", "3", "--train.checkpoint_every", "8",
     "--train.tensorboard", "false",
 ]  # fmt: skip
 
@@ -57,30 +56,40 @@ def uninterrupted(tmp_path_factory):
     return run_dir
 
 
-def interrupt(run_dir, signal_number, after_step):
-    """Starts the run in a process of its own and sends it a signal past a step; its exit status and output."""
-    command = [sys.executable, "-m", "scripts.train", *TINY, "--train.output_dir", str(run_dir)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    deadline = time.monotonic() + 240
-    while time.monotonic() < deadline and process.poll() is None:
-        path = run_dir / "metrics.jsonl"
-        if path.exists() and path.read_text().count("\n") >= after_step:
-            process.send_signal(signal_number)
-            break
-        time.sleep(0.02)
-    output, _ = process.communicate(timeout=120)
-    return process.returncode, output
+SIGNALLED = """
+import os, sys
+from scripts import train
+from t0jax import config, metrics
+
+write, number, last = metrics.JsonLines.write, int(sys.argv.pop(1)), int(sys.argv.pop(1))
+
+def write_and_signal(sink, step, values):
+    write(sink, step, values)
+    if step == last:
+        os.kill(os.getpid(), number)
+
+metrics.JsonLines.write = write_and_signal
+config.run_script(train.main)
+"""
+
+
+def interrupt(run_dir, signal_number, at_step):
+    """Trains in a process of its own that gets a signal when it has logged a step; its exit status and output."""
+    arguments = [str(int(signal_number)), str(at_step), *TINY, "--train.output_dir", str(run_dir)]
+    found = subprocess.run(
+        [sys.executable, "-c", SIGNALLED, *arguments], capture_output=True, text=True, timeout=300
+    )
+    return found.returncode, found.stdout + found.stderr
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGKILL, -9), (signal.SIGTERM, 0)])
 def test_a_stopped_run_goes_on_bit_for_bit(uninterrupted, tmp_path, number, status):
     run_dir = tmp_path / "run"
-    returncode, output = interrupt(run_dir, number, after_step=12)
+    returncode, output = interrupt(run_dir, number, at_step=12)
     assert returncode == status, output
     if number == signal.SIGTERM:
         assert "the same command resumes from here" in output
-    stopped_at = len(losses(run_dir))
-    assert 12 <= stopped_at < STEPS
+    assert 12 <= len(losses(run_dir)) < STEPS
     train.run(tiny(run_dir))
     assert losses(run_dir) == losses(uninterrupted)
     jax.tree.map(np.testing.assert_array_equal, final_params(run_dir), final_params(uninterrupted))
@@ -121,6 +130,8 @@ def test_weights_or_state_of_another_run_start_a_new_one(uninterrupted, tmp_path
         (["--data.batch_size", "12", "--data.shards", "4"], ConfigError, "not a multiple of 8"),
         (["--train.init_checkpoint", "/nowhere"], CheckpointError, "holds no model"),
         (["--optimizer.warmup_steps", "50"], ConfigError, "warmup_steps"),
+        (["--data.eval_mixture", "toy_evil_score_eval"], UserError, "toy_evil_score_eval"),
+        (["--train.wandb_project", "p"], ConfigError, "pip install 't0jax"),
     ],
 )
 def test_bad_settings_are_refused_before_anything_is_written(tmp_path, overrides, error, message):
@@ -128,6 +139,22 @@ def test_bad_settings_are_refused_before_anything_is_written(tmp_path, overrides
         train.run(tiny(tmp_path / "run", *overrides))
     assert isinstance(caught.value, UserError)
     assert not (tmp_path / "run").exists()
+
+
+def test_the_vocabulary_of_the_model_that_a_run_starts_from_is_used_or_missed(
+    uninterrupted, tmp_path
+):
+    start = ["--train.init_checkpoint", str(uninterrupted), "--train.steps", "6"]
+    train.run(tiny(tmp_path / "run", *start))
+    ours, theirs = (
+        (run / "vocabulary.model").read_bytes() for run in (tmp_path / "run", uninterrupted)
+    )
+    assert ours == theirs
+    (tmp_path / "other.model").write_bytes(b"another")
+    with pytest.raises(
+        ConfigError, match=r"other\.model is not the vocabulary of train\.init_checkpoint"
+    ):
+        train.run(tiny(tmp_path / "no", *start, "--data.vocabulary", str(tmp_path / "other.model")))
 
 
 def test_a_folder_with_another_run_is_left_as_it_was(uninterrupted):

@@ -39,7 +39,7 @@ def arrow_copy(path: Path) -> Path:
     stat = path.stat()
     stamp = f"{_VERSION}:{stat.st_size}:{stat.st_mtime_ns}".encode()
     if not _is_current(target, stamp):
-        write_atomically(
+        write_cached(
             target, lambda part: _READERS[path.suffix](path, part, {b"t0jax.source": stamp})
         )
     return target
@@ -59,20 +59,30 @@ def write_atomically(target: Path, write: Callable[[Path], None]) -> None:
     """Several processes may write the same file at once: each writes its own part, the last rename stays.
 
     Raises:
-      DataError: it cannot be written; nothing is left behind.
+      OSError: it cannot be written; nothing is left behind.
     """
     part = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         write(part)
         os.replace(part, target)
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink()
+
+
+def write_cached(target: Path, write: Callable[[Path], None]) -> None:
+    """`write_atomically` for a file in the cache folder.
+
+    Raises:
+      DataError: it cannot be written; nothing is left behind.
+    """
+    try:
+        write_atomically(target, write)
     except OSError as error:
         raise DataError(
             f"cannot write {target}: {error} (T0JAX_CACHE_DIR names the cache folder)"
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink()
 
 
 def digest(text: str) -> str:
@@ -101,23 +111,33 @@ def _write_batches(
             writer.write_batch(pa.RecordBatch.from_arrays(batch.columns, schema=schema))
 
 
-def _read_parquet(path: Path, part: Path, metadata: Mapping[bytes, bytes]) -> None:
+@contextlib.contextmanager
+def _reading(path: Path, kind: str) -> Iterator[None]:
+    """Around reading alone: an error of writing is not the source's."""
     try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path} is not a readable {kind} file: {error}") from error
+
+
+def _read_parquet(path: Path, part: Path, metadata: Mapping[bytes, bytes]) -> None:
+    with _reading(path, "parquet"):
         file = pa.parquet.ParquetFile(path)
-        _write_batches(part, file.schema_arrow, file.iter_batches(batch_size=BATCH_ROWS), metadata)
-    except pa.ArrowInvalid as error:
-        raise DataError(f"{path} is not a readable parquet file: {error}") from error
+    _write_batches(part, file.schema_arrow, _parquet_batches(file, path), metadata)
+
+
+def _parquet_batches(file: pa.parquet.ParquetFile, path: Path) -> Iterator[pa.RecordBatch]:
+    with _reading(path, "parquet"):
+        yield from file.iter_batches(batch_size=BATCH_ROWS)
 
 
 def _read_csv(path: Path, part: Path, metadata: Mapping[bytes, bytes]) -> None:
-    try:
+    with _reading(path, "CSV"):
         table = _csv_table(path, {})
         dates = {
             field.name: pa.string() for field in table.schema if pa.types.is_temporal(field.type)
         }
         table = _csv_table(path, dates) if dates else table  # a date in a text is text
-    except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
-        raise DataError(f"{path} is not a readable CSV file: {error}") from error
     _write_batches(part, table.schema, table.to_batches(max_chunksize=BATCH_ROWS), metadata)
 
 
@@ -165,7 +185,7 @@ def _json_batches(path: Path, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
 
 def _json_chunks(path: Path) -> Iterator[list[dict[str, Any]]]:
     chunk: list[dict[str, Any]] = []
-    with path.open("rb") as lines:
+    with _reading(path, "JSON lines"), path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
                 chunk.append(_json_row(line, path, number))

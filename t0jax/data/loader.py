@@ -413,7 +413,8 @@ def make_stream(data: config.Data, rates: Mapping[str, float], pieces: Pieces) -
             length = len(rows)
             if not length:
                 raise DataUnavailable(source.spec.name, f"split {data.split!r} is empty")
-            tasks.append(Task(name, rows, length, rate, find_view(source.view)))
+            weight = rate if data.rates == "registered" else float(length)
+            tasks.append(Task(name, rows, length, weight, find_view(source.view)))
         except DataUnavailable as error:
             missing[error.dataset, error.reason, error.way_out].append(name)
     if missing:

@@ -5,13 +5,14 @@ it makes where that can be more. What is not listed here cannot be used in a pro
 """
 
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from jinja2.exceptions import SecurityError
 from jinja2.filters import FILTERS
-from jinja2.runtime import Context, LoopContext
+from jinja2.runtime import Context, LoopContext, Undefined
 from jinja2.tests import TESTS
 from jinja2.utils import pass_context
 
@@ -99,9 +100,22 @@ def _percent(text: str, values: Any) -> int:
     return (widths >> 4) + text.count("%") * tree_size(values, ALLOWANCE)
 
 
-_FLAT = frozenset(
-    {"count", "default", "d", "first", "length", "random", "choice", "defined", "undefined"}
-)
+def check_path(path: Any) -> None:
+    """Refuses what takes long to look up in every item.
+
+    Raises:
+      LimitError: `path` is no short name, number or path of few parts.
+    """
+    if not isinstance(path, str | int | Undefined | None):
+        raise LimitError(f"a {type(path).__name__} as an attribute")
+    if isinstance(path, str) and (len(path) > 256 or path.count(".") + path.count(",") > 8):
+        raise LimitError(f"an attribute of {len(path)} characters")
+
+
+_PATH_POSITIONS = {"groupby": 0, "max": 1, "min": 1, "rejectattr": 0, "selectattr": 0, "sort": 2}
+"""Where filters take an attribute without its name."""
+
+_FLAT = frozenset({"count", "default", "d", "first", "length", "defined", "undefined"})
 """Filters and tests that look at no more of their operand than its outside."""
 
 _FILTER_PRICES: dict[str, Callable[..., int]] = {
@@ -119,7 +133,7 @@ _FILTER_PRICES: dict[str, Callable[..., int]] = {
 }
 
 _TEXT_FILTERS = _words(
-    "abs capitalize center count d default first float format highlight indent int last length lower replace"
+    "abs capitalize center count d default first float format indent int last length lower replace"
     " reverse round string title trim truncate upper wordcount"
 )
 _ITEM_FILTERS = _words(
@@ -138,6 +152,7 @@ def _paying(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     """`function`, a filter or test of Jinja's, made to pay before it works."""
     passed = getattr(getattr(function, "jinja_pass_arg", None), "name", "")
     price, flat, by_item = _FILTER_PRICES.get(name), name in _FLAT, name in _ITEM_FILTERS
+    position = _PATH_POSITIONS.get(name, sys.maxsize)
 
     @pass_context
     def paying(context: Context, value: Any, *args: Any, **kwargs: Any) -> Any:
@@ -146,8 +161,10 @@ def _paying(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         pay_arguments(meter, (*args, *kwargs.values()))
         if not flat:
             meter.pay(value)
-        if by_item and isinstance(value, str):
-            meter.spend(len(value))
+        if by_item:
+            check_path(args[position] if len(args) > position else kwargs.get("attribute"))
+            if isinstance(value, str):
+                meter.spend(len(value))
         if price is not None:
             meter.spend(price(value, *args, **kwargs))
         if passed:
@@ -181,6 +198,7 @@ def _unique(
 ) -> Any:
     meter: Meter = context.parent[METER]
     pay_arguments(meter, (value, case_sensitive, attribute))
+    check_path(attribute)
     items = listed(meter, value)
     keys = items if attribute is None else FILTERS["map"](context, items, attribute=attribute)
     meter.spend(_hashed([meter.pay(key) for key in keys]))
@@ -191,6 +209,7 @@ def _unique(
 def _join(context: Context, value: Any, d: Any = "", attribute: Any = None) -> str:
     meter: Meter = context.parent[METER]
     pay_arguments(meter, (value, d, attribute))
+    check_path(attribute)
     items = listed(meter, value)
     meter.spend((len(str(d)) * len(items) >> 4) + len(items))
     return FILTERS["join"](context.eval_ctx, items, str(d), attribute)
@@ -200,6 +219,7 @@ def _join(context: Context, value: Any, d: Any = "", attribute: Any = None) -> s
 def _sum(context: Context, value: Any, attribute: Any = None, start: Any = 0) -> Any:
     meter: Meter = context.parent[METER]
     pay_arguments(meter, (value, attribute, start))
+    check_path(attribute)
     items = listed(meter, value)
     # Lists are added one to the next, each time copying what is there already.
     factor = 1 if isinstance(start, int | float) else len(items)
@@ -287,9 +307,7 @@ def _pay_rounds(context: Context, value: Any, price: int) -> Iterator[Any]:
 
 
 FILTERS_PAID: dict[str, Callable[..., Any]] = {
-    name: _paying(name, FILTERS[name])
-    for name in (*_TEXT_FILTERS, *_ITEM_FILTERS)
-    if name in FILTERS
+    name: _paying(name, FILTERS[name]) for name in (*_TEXT_FILTERS, *_ITEM_FILTERS)
 } | {
     "most_frequent": _most_frequent,
     "highlight": _paying("highlight", _highlight),
@@ -312,8 +330,8 @@ TESTS_PAID = {name: _paying(name, TESTS[name]) for name in _TESTS}
 # ------------------------------------------------------------------------------------- prices of methods
 
 
-def _split(text: str, *separator: Any, **__: Any) -> int:
-    return 1 + (len(text) >> 3) + _searched(text, *separator)
+def _split(text: str, *args: Any, **named: Any) -> int:
+    return 1 + (len(text) >> 3) + _searched(text, *args, *named.values())
 
 
 def _width(text: str, width: int, *_: Any) -> int:
@@ -326,6 +344,12 @@ def _popped(items: list[Any], *index: Any) -> int:
 
 def _whole(owner: Any, *_: Any, **__: Any) -> int:
     return tree_size(owner, ALLOWANCE)
+
+
+def _sorted(items: list[Any], *, key: Any = None, reverse: Any = False) -> int:
+    if key is not None:  # a method that would be called without a price
+        raise SecurityError("a list cannot be sorted by a key in a prompt")
+    return _whole(items)
 
 
 def _found(text: str, *args: Any) -> int:
@@ -362,8 +386,8 @@ METHOD_PRICES: dict[type, dict[str, Callable[..., int]]] = {
             _whole(text) + (text.count("\t") * _price(tabsize) >> 4)
         ),
     },
-    list: dict.fromkeys(("copy", "count", "index", "insert", "remove", "reverse", "sort"), _whole)
-    | {"append": _one, "clear": _one, "extend": _extended, "pop": _popped},
+    list: dict.fromkeys(("copy", "count", "index", "insert", "remove", "reverse"), _whole)
+    | {"append": _one, "clear": _one, "extend": _extended, "pop": _popped, "sort": _sorted},
     tuple: dict.fromkeys(("count", "index"), _whole),
     dict: dict.fromkeys(("clear", "items", "keys", "popitem", "update", "values"), _one)
     | dict.fromkeys(("get", "pop", "setdefault"), _keyed)

@@ -15,15 +15,16 @@ def import_tasks(modules: Sequence[str]) -> None:
     Raises:
       ConfigError: there is no such module.
     """
-    if "tensorflow" not in sys.modules:
-        with _greeting_kept_back():
-            import tensorflow as tf
+    with _greeting_kept_back() if "tensorflow" not in sys.modules else contextlib.nullcontext():
+        import tensorflow as tf
+    with contextlib.suppress(RuntimeError):  # it has its devices already
         tf.config.set_visible_devices([], "GPU")  # TensorFlow would claim the memory JAX needs
     for module in modules:
         try:
             importlib.import_module(module)
         except ModuleNotFoundError as error:
-            if error.name is None or not module.startswith(error.name):
+            missing = error.name
+            if missing is None or not (module == missing or module.startswith(f"{missing}.")):
                 raise
             raise ConfigError(
                 f"data.modules names {module!r}, which cannot be imported; run from the folder it is in, or "

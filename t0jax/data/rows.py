@@ -28,7 +28,7 @@ from t0jax.data.arrow import (
     cache_dir,
     digest,
     map_arrow,
-    write_atomically,
+    write_cached,
 )
 from t0jax.data.templates import Rendered, Template, TemplateError, find_template, prompts_dir
 
@@ -72,6 +72,8 @@ class DatasetSpec:
     """Configuration on the Hub; `subset` when None."""
     renames: tuple[tuple[str, str], ...] = ()
     """(name the prompts use, name in newer copies of the data) of every column renamed since."""
+    labels: tuple[str, ...] = ("label",)
+    """Columns (by the prompts' names) in which -1, "" or nothing means that the answer is not told."""
     recodes: tuple[tuple[str, tuple[int, ...]], ...] = ()
     """(column, old label per new label) where a rename changed the numbers too; not applied without the rename."""
     local: str = ""
@@ -222,7 +224,10 @@ def open_rows(spec: DatasetSpec, split: str, local_dir: str = "") -> Rows:
       DataError: the file is broken or has no rows.
     """
     folder = local_folder(spec, local_dir)
-    files = _local_files(spec, folder, split) if folder else hub_files(spec, split)
+    if folder:
+        files = [str(arrow_copy(file)) for file in _split_files(spec, folder, split)]
+    else:
+        files = hub_files(spec, split)
     written = tuple(os.stat(file).st_mtime_ns for file in files)
     rows = _rows_of_files(f"{spec.name}/{split}", tuple(files), written)
     if not len(rows):
@@ -234,6 +239,17 @@ def available_splits(spec: DatasetSpec, local_dir: str = "") -> list[str] | None
     """Splits of a data set with local files; None where the Hub would be asked."""
     folder = local_folder(spec, local_dir)
     return _splits_of(folder) if folder else None
+
+
+def data_sizes(spec: DatasetSpec, split: str, local_dir: str = "") -> list[int]:
+    """Bytes of each file of a split: alike for copies of the same data.
+
+    Raises:
+      DataUnavailable: as `open_rows`.
+    """
+    folder = local_folder(spec, local_dir)
+    files = _split_files(spec, folder, split) if folder else hub_files(spec, split)
+    return [os.stat(file).st_size for file in files]
 
 
 def local_folder(spec: DatasetSpec, local_dir: str = "") -> Path | None:
@@ -262,12 +278,12 @@ def _splits_of(folder: Path) -> list[str]:
     return sorted({re.sub(r"-\d+(-of-\d+)?$", "", path.stem) for path in files})
 
 
-def _local_files(spec: DatasetSpec, folder: Path, split: str) -> list[str]:
+def _split_files(spec: DatasetSpec, folder: Path, split: str) -> list[Path]:
     for suffix in SUFFIXES:
         shards = re.compile(re.escape(split) + r"(-\d+(-of-\d+)?)?" + re.escape(suffix))
         files = sorted(path for path in folder.iterdir() if shards.fullmatch(path.name))
         if files:
-            return [str(arrow_copy(file)) for file in files]
+            return files
     there = ", ".join(_splits_of(folder)) or "no data files"
     way_out = f"add {split}.jsonl, .parquet or .csv there"
     raise DataUnavailable(spec.name, f"no split {split!r} in {folder}, which has {there}", way_out)
@@ -285,14 +301,22 @@ def hub_files(spec: DatasetSpec, split: str) -> list[str]:
     hub_id, subset = spec.hub_id or spec.dataset, spec.hub_subset or spec.subset
     slug = re.sub(r"\W+", "_", f"{hub_id}_{subset or 'default'}_{split}")
     index = cache_dir() / "hub" / f"{slug}-{digest(f'{hub_id}|{subset}|{split}')}.json"
-    if index.is_file():
-        files = json.loads(index.read_text())["files"]
-        if all(Path(file).is_file() for file in files):
-            return files
+    files = _remembered(index)
+    if files:
+        return files
     files = _fetch(spec, hub_id, subset, split)
     text = json.dumps({"hub_id": hub_id, "subset": subset, "split": split, "files": files})
-    write_atomically(index, lambda part: part.write_text(text) and None)
+    write_cached(index, lambda part: part.write_text(text) and None)
     return files
+
+
+def _remembered(index: Path) -> list[str]:
+    """The files an index names, none where it or one of them is gone or broken."""
+    try:
+        files = json.loads(index.read_text())["files"]
+        return files if all(Path(file).is_file() for file in files) else []
+    except (OSError, ValueError, KeyError, TypeError):  # a crash may leave it cut short
+        return []
 
 
 def _fetch(spec: DatasetSpec, hub_id: str, subset: str | None, split: str) -> list[str]:
@@ -310,7 +334,8 @@ def _fetch(spec: DatasetSpec, hub_id: str, subset: str | None, split: str) -> li
         except (
             Exception
         ) as error:  # datasets raises a dozen kinds; all mean that it is not to be had
-            reasons.append(f"{type(error).__name__}: {str(error).splitlines()[0][:200]}")
+            first = next(iter(str(error).splitlines()), "")
+            reasons.append(f"{type(error).__name__}: {first[:200]}".removesuffix(": "))
     reason = f"{hub_id!r} on the Hub cannot be read ({'; as parquet: '.join(reasons)})"
     raise DataUnavailable(spec.name, reason, way_out)
 
@@ -418,8 +443,10 @@ class PromptedRows:
         return zlib.crc32(f"{self.seed}:{self.split}:{index}".encode())
 
     def _label_hidden(self, row: Mapping[str, Any]) -> bool:
-        return any(row[column] in (-1, "-1", "", None) for column in self._label_columns)
+        return any(
+            column in row and row[column] in (-1, "-1", "", None) for column in self.spec.labels
+        )
 
-    @functools.cached_property
-    def _label_columns(self) -> tuple[str, ...]:
-        return tuple(column for column in self.rows.columns if "label" in column.lower())
+    def data_sizes(self) -> list[int]:
+        """Bytes of each file of the split."""
+        return data_sizes(self.spec, self.split, self.local_dir)

@@ -137,6 +137,10 @@ class _PayingFormatter(SandboxedFormatter):
         return super().format_field(self._meter.pay(value), format_spec)
 
 
+_FREE = frozenset({(float, float), (float, int), (int, float)})
+"""Operands of operators that take no time to speak of. Text is no such operand: `%` formats it."""
+
+
 class Sandbox(SandboxedEnvironment):
     """Compiles prompts; what they may call is listed above. One instance serves all threads."""
 
@@ -213,12 +217,13 @@ class Sandbox(SandboxedEnvironment):
         return meter.watch(__obj(*args, **kwargs))
 
     def call_filter(self, name: str, *args: Any, **kwargs: Any) -> Any:
-        if " " in name:  # one the compiler puts in, spelled out for `map`
+        # With a space: one that the compiler puts in, spelled out for `map`.
+        if not isinstance(name, str) or " " in name:
             raise SecurityError(f"no filter is named {name!r}")
         return super().call_filter(name, *args, **kwargs)
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        if not (isinstance(left, float) or isinstance(right, float)):
+        if (type(left), type(right)) not in _FREE:
             context.parent[METER].spend(CALL_PRICE + BINOP_PRICES[operator](left, right))
         return self.binop_table[operator](left, right)
 

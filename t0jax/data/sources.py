@@ -8,7 +8,7 @@ A task is declared in one line and opens nothing until it is read:
     add_mixture("my_train", {"my_reviews_is_it_good": 1.0})
 
 The tasks are ordinary seqio tasks. Readers that need no TensorFlow take the rows themselves:
-`prompted_rows(task, split)` gives a picklable `PromptedRows`, for training and for rank classification alike, and
+`PromptSource.rows(split)` gives a picklable `PromptedRows`, for training and for rank classification alike, and
 `members(mixture)` the tasks of a mixture with their rates.
 """
 
@@ -90,11 +90,11 @@ class PromptSource(seqio.DataSource):
         """The rows of a split, not yet opened.
 
         Raises:
-          ValueError: no such split.
+          DataUnavailable: no such split.
         """
         if split not in self._data_splits and (self._mapped or split not in self.splits):
             there = ", ".join(self.splits) or "none"
-            raise ValueError(f"{self.spec.name} has no split {split!r}; it has {there}")
+            raise DataUnavailable(self.spec.name, f"no split {split!r}; it has {there}")
         in_data = self._data_splits.get(split, split)
         places = (self.prompts_root, self.local_dir)
         return PromptedRows(self.spec, in_data, self.template_name, self.seed, *places)
@@ -112,7 +112,7 @@ class PromptSource(seqio.DataSource):
         """Rows of the split, None if the data cannot be had."""
         try:
             return len(self.rows(split))
-        except (DataUnavailable, ValueError):
+        except DataUnavailable:
             return None
 
     def get_dataset(
@@ -301,17 +301,22 @@ def add_mixture(
     """Registers a mixture of {task or mixture: rate}; declaring the same one again changes nothing.
 
     Raises:
-      ValueError: the name is taken by a mixture of other tasks.
+      ValueError: the name is taken by a mixture of other tasks or rates.
     """
     if name not in seqio.MixtureRegistry.names():
         return seqio.MixtureRegistry.add(name, list(rates.items()))
     mixture = seqio.MixtureRegistry.get(name)
-    tasks = {member for part in rates for member in members(part)}
-    if {task.name for task in mixture.tasks} != tasks:
+    was, declared = _rates(mixture), _rates(seqio.Mixture(name, list(rates.items())))
+    if was != declared:
+        other = "rates" if was.keys() == declared.keys() else "tasks"
         raise ValueError(
-            f"mixture {name!r} is already registered with other tasks; choose another name"
+            f"mixture {name!r} is already registered with other {other}; choose another name"
         )
     return mixture
+
+
+def _rates(mixture: seqio.Mixture) -> dict[str, float]:
+    return {task.name: float(mixture.get_rate(task)) for task in mixture.tasks}
 
 
 def _add_task(
@@ -327,6 +332,10 @@ def _add_task(
         if task.source != source:
             raise ValueError(
                 f"task {name!r} is already registered as {task.source}; choose another name"
+            )
+        if task.output_features != output_features(vocabulary):
+            raise ValueError(
+                f"task {name!r} is already registered with another vocabulary; choose another name"
             )
         return task
     # T0's order: a target longer than its length loses its end of sequence (t-zero, tasks.py).
@@ -370,10 +379,4 @@ def members(name: str) -> dict[str, float]:
         ) from error
     if isinstance(found, seqio.Task):
         return {found.name: 1.0}
-    return {task.name: float(found.get_rate(task)) for task in found.tasks}
-
-
-def prompted_rows(task_name: str, split: str) -> PromptedRows | None:
-    """The rows of a `PromptSource` task, not yet opened; None for any other kind of seqio task."""
-    source = seqio.TaskRegistry.get(task_name).source
-    return source.rows(split) if isinstance(source, PromptSource) else None
+    return _rates(found)

@@ -7,6 +7,7 @@ separator is protected in nested strings too (promptsource: in top-level strings
 needs and the example lacks is an error (promptsource prints nothing); and templates run in `sandbox.Sandbox`.
 """
 
+import contextlib
 import difflib
 import functools
 import os
@@ -112,36 +113,48 @@ class Template:
             raise self._error(f"{type(error).__name__}: {error!s:.500}") from error
         return parts, None if choices is None else tuple(choices)
 
-    @functools.cached_property
+    @property
     def fixed_answer_choices(self) -> list[str] | None:
         """The answer choices if they are the same for every example, else None."""
-        program = self._program
-        if program.choices is None or program.choices_vary:
+        if self.answer_choices is None or self._names.choices_vary:
             return None
+        program = self._program
         try:
-            return list(program.render_fixed())
+            return list(program.fixed_choices)
         except Exception as error:
             raise self._error(f"answer_choices: {type(error).__name__}: {error}") from error
 
     @property
     def is_random(self) -> bool:
         """Whether it draws with `choice` or `random`."""
-        return self._program.is_random
+        return self._names.is_random
 
     @property
     def fields(self) -> frozenset[str]:
         """Top-level fields of the example that it needs."""
-        return self._program.fields
+        return self._names.fields
 
     @property
     def optional_fields(self) -> frozenset[str]:
         """Top-level fields that it uses if they are there (`is defined`, `default`, set before read)."""
-        return self._program.optional
+        return self._names.optional
+
+    @functools.cached_property
+    def _names(self) -> "_Names":
+        """Apart from the program, for the names of a prompt are found in a third of the time it takes to compile."""
+        with self._errors():
+            return _Names(_printing(self.jinja), self.answer_choices or "")
 
     @functools.cached_property
     def _program(self) -> "_Program":
+        names = self._names
+        with self._errors():
+            return _Program(_printing(self.jinja), self.answer_choices, names)
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
         try:
-            return _Program(self.jinja, self.answer_choices)
+            yield
         except jinja2.TemplateSyntaxError as error:
             raise self._error(f"broken Jinja at line {error.lineno}: {error.message}") from error
         except Exception as error:  # LimitError, or Python's own compiler on what Jinja let pass
@@ -162,22 +175,14 @@ _SANDBOX = Sandbox()
 
 
 class _Program:
-    """A prompt's two templates, compiled, and what they read."""
+    """A prompt's two templates, compiled."""
 
-    def __init__(self, jinja: str, answer_choices: str | None) -> None:
-        truncated = jinja.replace("}}", f" | string | truncate({PRINTED_LENGTH}) }}}}")
-        text, choices = _Source(truncated), _Source(answer_choices or "")
-        self.text = _SANDBOX.compile_prompt(text.tree)
+    def __init__(self, jinja: str, answer_choices: str | None, names: "_Names") -> None:
+        self.text = _SANDBOX.compile_prompt(_SANDBOX.parse_prompt(jinja))
         self.choices = None
         if answer_choices is not None:
-            self.choices = _SANDBOX.compile_prompt(choices.tree)
-        read = (text.read | choices.read) - {"answer_choices"}
-        self.optional = frozenset((text.optional | choices.optional) & read)
-        self.fields = frozenset(read - self.optional)
-        self.is_random = text.is_random or choices.is_random
-        self.fixed_choices: list[str] | None = None
-        self.choices_vary = bool(choices.read) or choices.is_random
-        self._names = tuple(read | text.functions | choices.functions)
+            self.choices = _SANDBOX.compile_prompt(_SANDBOX.parse_prompt(answer_choices))
+        self._names = names
 
     def run(self, example: Mapping[str, Any], seed: str) -> tuple[list[str], list[str] | None]:
         """The parts of the rendering and the answer choices."""
@@ -195,22 +200,21 @@ class _Program:
         variables["answer_choices"] = None if choices is None else list(choices)
         return _cut(_SANDBOX.run(self.text, variables, meter)), choices
 
-    def render_fixed(self) -> list[str]:
-        """The answer choices of a prompt whose choices do not vary; rendered once."""
-        if self.fixed_choices is None:
-            self.fixed_choices = _cut(_SANDBOX.run(self.choices, {}, Meter("", {})))
-        return self.fixed_choices
+    @functools.cached_property
+    def fixed_choices(self) -> list[str]:
+        """The answer choices of a prompt whose choices do not vary."""
+        return _cut(_SANDBOX.run(self.choices, {}, Meter("", {})))
 
     def _choices_of(self, example: Mapping[str, Any], meter: Meter) -> list[str] | None:
         if self.choices is None:
             return None
-        if not self.choices_vary:
-            return self.render_fixed()
+        if not self._names.choices_vary:
+            return self.fixed_choices
         return _cut(_SANDBOX.run(self.choices, self._bind(example), meter))
 
     def _bind(self, example: Mapping[str, Any]) -> dict[str, Any]:
         variables = {}
-        for name in self._names:
+        for name in self._names.bound:
             if name in example:
                 value = example[name]
                 if type(value) is str:
@@ -219,7 +223,7 @@ class _Program:
                     )
                 else:
                     variables[name] = _copied(value)
-            elif name in self.optional:
+            elif name in self._names.optional:
                 variables[name] = jinja2.Undefined(name=name)
         return variables
 
@@ -249,14 +253,32 @@ def _missing(name: str, example: Mapping[str, Any]) -> str:
     return f"the example has no field {name!r}, it has {', '.join(map(repr, example))}{hint}"
 
 
+def _printing(jinja: str) -> str:
+    """A prompt whose expressions are cut to the length that promptsource prints."""
+    return jinja.replace("}}", f" | string | truncate({PRINTED_LENGTH}) }}}}")
+
+
+class _Names:
+    """What a prompt's two templates read."""
+
+    def __init__(self, jinja: str, answer_choices: str) -> None:
+        text, choices = _Source(jinja), _Source(answer_choices)
+        read = (text.read | choices.read) - {"answer_choices"}
+        self.optional = frozenset((text.optional | choices.optional) & read)
+        self.fields = frozenset(read - self.optional)
+        self.is_random = text.is_random or choices.is_random
+        self.choices_vary = bool(choices.read) or choices.is_random
+        self.bound = tuple(read | text.functions | choices.functions)
+
+
 class _Source:
-    """The syntax tree of a template and the names in it."""
+    """The names in one template."""
 
     def __init__(self, source: str) -> None:
-        self.tree = _SANDBOX.parse_prompt(source)
+        tree = _SANDBOX.parse_prompt(source)
         first: dict[str, str] = {}
         stored, asked, filters = False, set(), set()
-        for node in _in_order(self.tree):
+        for node in _in_order(tree):
             if isinstance(node, nodes.Name):
                 first.setdefault(node.name, node.ctx)
                 stored |= node.ctx != "load"
@@ -266,13 +288,9 @@ class _Source:
                     asked.add(node.node.name)
         self.functions = set(first) & set(_SANDBOX.globals)
         # Jinja's own account of scopes costs as much as compiling, and matters where names are set.
-        self.read = (
-            meta.find_undeclared_variables(self.tree) if stored else set(first) - self.functions
-        )
+        self.read = meta.find_undeclared_variables(tree) if stored else set(first) - self.functions
         self.optional = asked | {name for name, context in first.items() if context != "load"}
-        self.is_random = bool(filters & {"choice", "random"}) or _names_random_filter(
-            self.tree, filters
-        )
+        self.is_random = bool(filters & {"choice", "random"}) or _names_random_filter(tree, filters)
 
 
 _ASKING = frozenset({"defined", "undefined", "default", "d"})
@@ -320,6 +338,16 @@ def load_templates(root: Path, dataset: str, subset: str | None = None) -> dict[
       TemplateError: no such data set (with suggestions), or a file that is not promptsource's YAML.
     """
     path = _file_of(Path(root), dataset, subset)
+    stat = path.stat()
+    return dict(_load(path, (stat.st_mtime_ns, stat.st_size), dataset, subset))
+
+
+@functools.lru_cache(
+    maxsize=256
+)  # every task asks for its prompt by itself, of a file that holds many
+def _load(
+    path: Path, version: tuple[int, int], dataset: str, subset: str | None
+) -> dict[str, Template]:
     document = _read(path)
     templates: dict[str, Template] = {}
     for key, fields in document["templates"].items():

@@ -139,7 +139,7 @@ class LateModelFile(os.PathLike):
         return isinstance(other, LateModelFile)
 
     def __hash__(self) -> int:
-        return hash(os.environ.get("T0JAX_VOCABULARY", ""))
+        return hash(LateModelFile)  # all are equal, whatever file they would open now
 
     def __repr__(self) -> str:
         return "$T0JAX_VOCABULARY"
@@ -168,7 +168,8 @@ def train_sentencepiece(texts: Iterable[str], path: Path, size: int) -> Path:
       size: number of pieces.
 
     Raises:
-      VocabularyError: there is too little text for so many pieces, or too few pieces for its letters.
+      VocabularyError: there is too little text for so many pieces, or too few pieces for its letters, or the file
+        cannot be written.
     """
     import sentencepiece
 
@@ -187,7 +188,10 @@ def train_sentencepiece(texts: Iterable[str], path: Path, size: int) -> Path:
         raise VocabularyError(
             f"cannot train {size} pieces on {characters:,} characters of text: {reason}"
         ) from error
-    write_atomically(Path(path), lambda part: part.write_bytes(model.getvalue()) and None)
+    try:
+        write_atomically(Path(path), lambda part: part.write_bytes(model.getvalue()) and None)
+    except OSError as error:
+        raise VocabularyError(f"cannot write the vocabulary {path}: {error}") from error
     return Path(path)
 
 
