@@ -129,5 +129,5 @@ def find_spec(dataset: str, subset: str | None) -> DatasetSpec:
     home = find_home(dataset)
     places = (home.hub_id, home.hub_subset)
     return DatasetSpec(
-        dataset, subset, *places, home.renames, home.labels, home.recodes, note=home.note
+        dataset, subset, *places, home.renames, home.recodes, home.labels, note=home.note
     )

@@ -239,8 +239,12 @@ LONG_PATHS = {
 AS_CHOICES = ("globals of range", "range", "string doubling", "shared list as a choice", "cycle")
 
 REFUSALS = (
-    *(LimitError, SecurityError, OverflowError, RecursionError, ValueError),
-    *(TemplateSyntaxError),
+    LimitError,
+    SecurityError,
+    TemplateSyntaxError,
+    OverflowError,
+    RecursionError,
+    ValueError,
 )
 """Anything else, above all MemoryError, is a failure: of the sandbox, or of an attack that did not get to its point."""
 

@@ -10,6 +10,7 @@ Batches are dictionaries of numpy arrays, this process's rows only: see `packing
 
 import abc
 import base64
+import dataclasses
 import difflib
 import hashlib
 import itertools
@@ -35,11 +36,17 @@ from t0jax.data.reading import (
     read_texts,
 )
 from t0jax.data.registry import import_tasks
-from t0jax.data.rows import DataUnavailable
+from t0jax.data.rows import DataUnavailable, PromptedRows
 from t0jax.data.views import find_view
-from t0jax.data.vocabulary import Pieces
+from t0jax.data.vocabulary import EXTRA_IDS, Pieces
 
 log = logging.getLogger("t0jax")
+
+ORDER_VERSION = 1
+"""Raised with every change of the code after which the same settings give other batches."""
+
+SNAPSHOT_EVERY = 100
+"""Batches between two copies of tf.data's iterator state."""
 
 
 class Loader(abc.ABC):
@@ -91,6 +98,7 @@ class IndexLoader(Loader):
         self._shard_rows = stream.data.batch_size // stream.data.shards
         shards = range(process_index * own, (process_index + 1) * own)
         self._places: dict[int, Place] = dict.fromkeys(shards, (0, 0))
+        self._fingerprint = fingerprint(stream)
         self._readers: list[PartReader | ReaderProcess] = []
 
     def __next__(self) -> Batch:
@@ -107,10 +115,10 @@ class IndexLoader(Loader):
 
     def state(self) -> dict[str, Any]:
         shards = {str(shard): list(place) for shard, place in self._places.items()}
-        return {"stream": fingerprint(self._stream), "shards": shards}
+        return {"stream": self._fingerprint, "shards": shards}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        differences = _differences(state.get("stream", {}), fingerprint(self._stream))
+        differences = _differences(state.get("stream", {}), self._fingerprint)
         missing = [
             str(shard) for shard in self._places if str(shard) not in state.get("shards", {})
         ]
@@ -139,9 +147,16 @@ class IndexLoader(Loader):
         jobs = [
             Job(self._stream, self._shard_rows, {s: self._places[s] for s in run}) for run in runs
         ]
-        readers = [ReaderProcess(job) for job in jobs]
-        for reader in readers:
-            reader.start()
+        readers: list[ReaderProcess] = []
+        try:
+            for job in jobs:
+                readers.append(ReaderProcess(job))
+            for reader in readers:
+                reader.start()
+        except BaseException:
+            for reader in readers:
+                reader.close()
+            raise
         return readers
 
 
@@ -161,11 +176,13 @@ def check_layout(data: config.Data, process_count: int) -> None:
 
 
 def fingerprint(stream: Stream) -> dict[str, Any]:
-    """What a position is only valid with: the settings, and a digest of the tasks and the vocabulary."""
+    """What a position is only valid with: the settings, and digests of the tasks (prompts and data too) and the
+    vocabulary."""
     names = ("seed", "shards", "pack", "pack_rows", "input_length", "target_length", "input_eos")
-    tasks = [[task.name, task.length, task.rate] for task in stream.tasks]
+    tasks = [[task.name, task.length, task.rate, *task.identity] for task in stream.tasks]
     settings = {f"data.{name}": getattr(stream.data, name) for name in names}
     return settings | {
+        "order": ORDER_VERSION,
         "tasks": _digest(json.dumps(tasks)),
         "vocabulary": _vocabulary_digest(stream.encoder),
     }
@@ -201,53 +218,86 @@ class SeqioLoader(Loader):
     """Any seqio mixture, through `seqio.get_dataset` and `EncDecFeatureConverter`.
 
     Each process reads its own seqio shard, so batches do depend on the number of processes. The state holds tf.data's
-    own iterator state, shuffle buffers included (some 0.7 MB a task; a second to write at 20 tasks),
-    which resumes at once and exactly. Pipelines that tf.data cannot save (Python generators) keep a count instead:
-    resuming reads and drops that many batches, exact as long as the source is deterministic.
+    own iterator state, shuffle buffers included (some 0.7 MB a task; a second to write at 20 tasks), as it was at
+    most SNAPSHOT_EVERY batches ago, and the number of batches since, which resuming reads and drops. Of pipelines that
+    tf.data cannot save (Python generators) all batches are counted: exact as long as the source is deterministic.
     """
 
     def __init__(self, data: config.Data, *, process_index: int = 0, process_count: int = 1):
+        """
+        Raises:
+          config.ConfigError: sizes that do not divide, or a setting that only tasks read by index can follow.
+        """
         if data.batch_size % process_count:
             raise config.ConfigError(
                 f"data.batch_size={data.batch_size} must be a multiple of the {process_count} processes"
             )
+        vocabulary = _check_seqio(data)
         self._data, self._shard = data, (process_index, process_count)
-        self._iterator, self._count = self._start(), 0
+        self._key = f"process {process_index} of {process_count}"
+        names = ("mixture", "split", "seed", "batch_size", "pack", "input_length", "target_length")
+        settings = {f"data.{name}": getattr(data, name) for name in names}
+        self._fingerprint = settings | {"vocabulary": _digest(vocabulary.read_bytes())}
+        self._iterator, self._snapshot, self._since = self._start(), None, 0
+        self._can_save = True
 
     def __next__(self) -> Batch:
+        if self._can_save and self._since >= SNAPSHOT_EVERY:
+            snapshot = _save_iterator(self._iterator)
+            self._can_save = snapshot is not None
+            if self._can_save:
+                self._snapshot, self._since = snapshot, 0
         batch = {name: value.numpy() for name, value in next(self._iterator).items()}
-        self._count += 1
+        self._since += 1
         return _complete(batch)
 
     def state(self) -> dict[str, Any]:
-        return {
-            "stream": self._fingerprint(),
-            "batches": self._count,
-            "iterator": _save_iterator(self._iterator),
-        }
+        """The place under this process's name, so that the states of all processes merge into one."""
+        place = {"snapshot": self._snapshot, "batches_since": self._since}
+        return {self._key: {"stream": self._fingerprint, **place}}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        differences = _differences(state.get("stream", {}), self._fingerprint())
+        if self._key not in state:
+            raise config.ConfigError(
+                f"the saved data position is none of {self._key}: it has {', '.join(state) or 'nothing'}. Go on with "
+                "as many processes as before, or start with train.init_from: weights"
+            )
+        place = state[self._key]
+        differences = _differences(place["stream"], self._fingerprint)
         if differences:
             raise config.ConfigError(
                 f"the saved data position is of another stream: {'; '.join(differences)}"
             )
-        self._iterator, self._count = self._start(), state["batches"]
-        if state["iterator"] is not None:
-            _load_iterator(self._iterator, state["iterator"])
-            return
-        log.warning("reading past %d batches to the saved data position", self._count)
-        for _ in range(self._count):
+        self._iterator = self._start()
+        self._snapshot, self._since = place["snapshot"], place["batches_since"]
+        if self._snapshot is not None:
+            _load_iterator(self._iterator, self._snapshot)
+        if self._since > SNAPSHOT_EVERY:
+            log.warning("reading past %d batches to the saved data position", self._since)
+        for _ in range(self._since):
             next(self._iterator)
 
     def _start(self) -> Any:
         """An iterator over a new pipeline: a second one over the same would shuffle anew."""
         return iter(_seqio_dataset(self._data, *self._shard))
 
-    def _fingerprint(self) -> dict[str, Any]:
-        names = ("mixture", "split", "seed", "batch_size", "pack", "input_length", "target_length")
-        settings = {f"data.{name}": getattr(self._data, name) for name in names}
-        return settings | {"process": self._shard[0], "processes": self._shard[1]}
+
+def _check_seqio(data: config.Data) -> Path:
+    """The tasks' vocabulary file; raises ConfigError for what seqio's own reading would pass over in silence."""
+    for name in ("input_eos", "available_only", "rates"):
+        value = getattr(data, name)
+        if value != getattr(config.Data, name):
+            raise config.ConfigError(
+                f"data.{name}={value} is only for tasks read by index, which those of {data.mixture!r} are not; "
+                "leave it out, or declare the tasks with t0jax.data.sources"
+            )
+    own = find_vocabulary(dataclasses.replace(data, vocabulary=""))
+    if data.vocabulary and Path(data.vocabulary).read_bytes() != own.read_bytes():
+        raise config.ConfigError(
+            f"data.vocabulary={data.vocabulary} is not the vocabulary of the tasks of {data.mixture!r}, {own}, which "
+            "seqio tokenises with; leave it out, or declare the tasks with that file"
+        )
+    return own
 
 
 def _seqio_dataset(data: config.Data, process_index: int, process_count: int) -> Any:
@@ -315,7 +365,9 @@ def make_loader(data: config.Data, *, process_index: int = 0, process_count: int
       DataUnavailable: data sets cannot be had, all of them in one table (unless `data.available_only`).
     """
     rates = find_tasks(data)
-    if not all(reads_by_index(name) for name in rates):
+    other = next((name for name in rates if not reads_by_index(name)), None)
+    if other is not None:
+        log.warning("%r goes through seqio: its task %r is not read by index", data.mixture, other)
         return SeqioLoader(data, process_index=process_index, process_count=process_count)
     check_layout(data, process_count)
     pieces = Pieces(find_vocabulary(data))
@@ -327,25 +379,34 @@ def make_loader(data: config.Data, *, process_index: int = 0, process_count: int
 def find_vocabulary(data: config.Data) -> Path:
     """The SentencePiece file of a run: `data.vocabulary`, or the one the mixture's tasks were declared with.
 
+    It is read with 100 extra ids.
+
     Raises:
       VocabularyError: the tasks leave it to `T0JAX_VOCABULARY`, and that names no file.
-      config.ConfigError: the tasks have no SentencePiece vocabulary, or several.
+      config.ConfigError: the tasks have no SentencePiece vocabulary, several, or one with other extra ids.
     """
     import seqio
 
     if data.vocabulary:
         return Path(data.vocabulary)
     tasks = [seqio.TaskRegistry.get(name) for name in find_tasks(data)]
-    declared = [task.output_features["targets"].vocabulary for task in tasks]
-    files = {
-        Path(v.sentencepiece_model_file) for v in declared if hasattr(v, "sentencepiece_model_file")
+    declared = [feature.vocabulary for t in tasks for feature in t.output_features.values()]
+    found = {
+        (Path(v.sentencepiece_model_file), v.extra_ids)
+        for v in declared
+        if hasattr(v, "sentencepiece_model_file")
     }
-    if len(files) != 1:
+    if len(found) != 1:
         raise config.ConfigError(
-            f"the tasks of {data.mixture!r} declare {len(files)} SentencePiece vocabularies; choose one by "
-            "data.vocabulary"
+            f"the tasks of {data.mixture!r} declare {len(found)} SentencePiece vocabularies, not one; tasks that are "
+            "read by index take data.vocabulary instead"
         )
-    return files.pop()
+    path, extra_ids = found.pop()
+    if extra_ids != EXTRA_IDS:
+        raise config.ConfigError(
+            f"the tasks of {data.mixture!r} declare {path} with {extra_ids} extra ids; declare {EXTRA_IDS}, as T5 has"
+        )
+    return path
 
 
 def mixture_texts(data: config.Data) -> Iterator[str]:
@@ -414,7 +475,9 @@ def make_stream(data: config.Data, rates: Mapping[str, float], pieces: Pieces) -
             if not length:
                 raise DataUnavailable(source.spec.name, f"split {data.split!r} is empty")
             weight = rate if data.rates == "registered" else float(length)
-            tasks.append(Task(name, rows, length, weight, find_view(source.view)))
+            tasks.append(
+                Task(name, rows, length, weight, find_view(source.view), _identity(source, rows))
+            )
         except DataUnavailable as error:
             missing[error.dataset, error.reason, error.way_out].append(name)
     if missing:
@@ -422,6 +485,13 @@ def make_stream(data: config.Data, rates: Mapping[str, float], pieces: Pieces) -
     if not tasks:
         raise config.ConfigError(f"none of the data sets of {data.mixture!r} can be had")
     return Stream(tuple(tasks), pieces, data)
+
+
+def _identity(source: Any, rows: PromptedRows) -> tuple[Any, ...]:
+    """What a task's examples depend on besides their number; the same for copies of the same data."""
+    template = rows.template
+    prompt = (template.jinja, template.answer_choices)
+    return (source.view, source.seed, *prompt, *rows.data_sizes())
 
 
 def _report(

@@ -16,7 +16,7 @@ import sys
 import threading
 import traceback
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Protocol
 
@@ -33,8 +33,11 @@ MAX_BARREN = 2_000
 """Draws of a task, all without an example, after which reading stops with an error."""
 
 _BLOCK_BITS = 20
+_ENDING_S = 5.0
 
 Batch = dict[str, np.ndarray]
+Pair = tuple[str, str]
+"""Inputs and targets, as text."""
 Place = tuple[int, int]
 """Of a shard: where its group starts in its stream, and how many rows of the group are handed out."""
 
@@ -67,6 +70,7 @@ class Task:
       length: rows it has; told, so that a reader process opens only what it reads.
       rate: its share of the mixture, in any unit.
       view: how a rendered example becomes an (inputs, targets) pair.
+      identity: what else the examples depend on (prompt, seed, data), ready for JSON; saved with positions.
     """
 
     name: str
@@ -74,6 +78,7 @@ class Task:
     length: int
     rate: float
     view: views.View = views.VIEWS["direct"]
+    identity: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -90,7 +95,7 @@ class Stream:
         return MixtureOrder(names, lengths, [task.rate for task in self.tasks], self.data.seed)
 
 
-def read_texts(stream: Stream) -> Iterator[tuple[str, str]]:
+def read_texts(stream: Stream) -> Iterator[Pair]:
     """(inputs, targets) of the stream's examples in order, not tokenised, for ever."""
     reader = _DrawReader(stream, Cursor(stream), 0, 1, 0)
     while True:
@@ -114,14 +119,15 @@ class Cursor:
         if not self._barren:
             return
         for task, example in zip(tasks, found, strict=True):
-            if example:
+            if example is not None:
                 self._barren.pop(task, None)
             elif task in self._barren:
                 self._barren[task] += 1
                 if self._barren[task] >= MAX_BARREN:
                     raise ReadError(
                         f"task '{self._tasks[task].name}' gave no example in {MAX_BARREN:,} draws: its prompt does "
-                        "not apply to these rows, or leaves inputs or targets empty (columns renamed? hidden labels?)"
+                        "not apply to these rows, or leaves inputs or targets empty, of text or of pieces (columns "
+                        "renamed? hidden labels?)"
                     )
 
 
@@ -139,10 +145,13 @@ class _DrawReader:
         """The next draw."""
         return (self._block << _BLOCK_BITS) | self._offset
 
-    def read(self) -> list[tuple[int, tuple[str, str]]]:
-        """The examples among the next draws of one block: each one's place and its (inputs, targets).
+    def read(self, finish: Callable[[list[Pair]], Sequence[Any]] = list) -> list[tuple[int, Any]]:
+        """The examples among the next draws of one block: each one's place and what `finish` makes of it.
 
-        Draws that give no example (prompt does not apply, empty input or target) are left out.
+        Draws that give no example (prompt does not apply, empty input or target, None from `finish`) are left out.
+
+        Args:
+          finish: takes (inputs, targets) pairs, gives an example or None for each.
         """
         while self._offset >= len(self._draws):
             self._block, self._offset = self._block + 1, 0
@@ -150,12 +159,14 @@ class _DrawReader:
         chosen = slice(self._offset, self._offset + READ_AHEAD)
         tasks, rows = self._draws.task[chosen].tolist(), self._draws.row[chosen].tolist()
         texts = [render(self._tasks[task], row) for task, row in zip(tasks, rows, strict=True)]
-        self._cursor.watch(tasks, texts)
+        finished = iter(finish([pair for pair in texts if pair]))
+        examples = [next(finished) if pair else None for pair in texts]
+        self._cursor.watch(tasks, examples)
         first, self._offset = self.place, self._offset + len(tasks)
-        return [(first + i, pair) for i, pair in enumerate(texts) if pair]
+        return [(first + i, example) for i, example in enumerate(examples) if example is not None]
 
 
-def render(task: Task, row: int) -> tuple[str, str] | None:
+def render(task: Task, row: int) -> Pair | None:
     """(inputs, targets) of one row, or None where the row gives no training example.
 
     Raises:
@@ -219,24 +230,21 @@ class ShardReader:
         counts = packing.token_counts([example for _, example in self._waiting]).sum(axis=0)
         size = (data.pack_rows, data.input_length, data.target_length)
         while not packing.enough(*counts.tolist(), len(self._waiting), size, data.pack):
-            new = self._tokenise(self._draws.read())
+            new = self._draws.read(self._tokenise)
             self._waiting += new
             counts = counts + packing.token_counts([example for _, example in new]).sum(axis=0)
 
-    def _tokenise(
-        self, texts: list[tuple[int, tuple[str, str]]]
-    ) -> list[tuple[int, packing.Example]]:
-        ids = self._stream.encoder.encode_batch([text for _, pair in texts for text in pair])
+    def _tokenise(self, texts: list[Pair]) -> list[packing.Example | None]:
+        """None for inputs without a piece."""
+        ids = self._stream.encoder.encode_batch([text for pair in texts for text in pair])
         eos, data = [self._stream.encoder.eos_id], self._data
-        examples = []
-        for (place, _), inputs, targets in zip(texts, ids[::2], ids[1::2], strict=True):
+        examples: list[packing.Example | None] = []
+        for inputs, targets in zip(ids[::2], ids[1::2], strict=True):
             inputs = list(inputs[: data.input_length]) + (eos if data.input_eos else [])
             targets = list(targets[: data.target_length]) + eos
             example = packing.Example(np.array(inputs, np.int32), np.array(targets, np.int32))
-            if inputs:
-                examples.append(
-                    (place, packing.trim(example, data.input_length, data.target_length))
-                )
+            trimmed = packing.trim(example, data.input_length, data.target_length)
+            examples.append(trimmed if inputs else None)
         return examples
 
 
@@ -336,10 +344,18 @@ class ReaderProcess:
         try:
             yield
         except (EOFError, BrokenPipeError, pickle.UnpicklingError) as error:
-            code = self._process.wait()
+            code = self._end()
             raise ReadError(
                 f"a reader process died with exit code {code} (-9: killed, perhaps for want of memory)"
             ) from error
+
+    def _end(self) -> int:
+        """Exit code of a process that has closed its pipe or sent nonsense; one that lingers is killed."""
+        try:
+            return self._process.wait(timeout=_ENDING_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            return self._process.wait()
 
 
 def _stop_process(process: subprocess.Popen) -> None:
@@ -379,6 +395,10 @@ class _Outbox:
                 self._pipe.flush()
         except BrokenPipeError:  # the parent is gone
             os._exit(0)
+        except BaseException:  # the parent would wait for ever for what cannot be sent
+            traceback.print_exc()
+            sys.stderr.flush()
+            os._exit(1)
 
 
 def serve() -> None:

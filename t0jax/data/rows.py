@@ -72,10 +72,10 @@ class DatasetSpec:
     """Configuration on the Hub; `subset` when None."""
     renames: tuple[tuple[str, str], ...] = ()
     """(name the prompts use, name in newer copies of the data) of every column renamed since."""
-    labels: tuple[str, ...] = ("label",)
-    """Columns (by the prompts' names) in which -1, "" or nothing means that the answer is not told."""
     recodes: tuple[tuple[str, tuple[int, ...]], ...] = ()
     """(column, old label per new label) where a rename changed the numbers too; not applied without the rename."""
+    labels: tuple[str, ...] = ("label",)
+    """Columns (by the prompts' names) in which -1, "" or nothing means that the answer is not told."""
     local: str = ""
     """A folder with `<split>.jsonl|parquet|csv`: the rows of a data set of one's own."""
     note: str = ""
