@@ -2,13 +2,16 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 from test_reading import DATA, assert_same, take
 
 from t0jax import config
+from t0jax.data import loader as loader_lib
 from t0jax.data.loader import IndexLoader, make_loader
 from t0jax.data.rows import DataUnavailable
+from t0jax.data.vocabulary import Pieces
 
 PROMPTS = """\
 dataset: pets
@@ -50,10 +53,10 @@ def registry(tmp_path_factory):
         }
         for i in range(60)
     ]
-    for name in ("pets", "farm"):
+    for name, count in (("pets", 60), ("farm", 40)):
         path = root / "data" / name / "train.jsonl"
         path.parent.mkdir(parents=True)
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows[:count]), encoding="utf-8")
     texts = [
         " ".join(row.values()) + f" says. Which animal is it? {i}" for i, row in enumerate(rows)
     ]
@@ -113,8 +116,32 @@ def test_a_mixture_of_prompts_is_read_by_index_in_proportion(registry):
         assert isinstance(loader, IndexLoader)
         batches = take(loader, 4)
     assert_same(batches, take(make_loader(dataclasses.replace(data, workers=0)), 4))
-    rates = {task.name: task.rate for task in loader._stream.tasks}
-    assert rates == {"loader_pets": 1.0, "loader_farm": 3.0}
+
+
+def test_rates_are_the_registered_ones_or_the_rows(registry):
+    def rates(setting):
+        data = dataclasses.replace(registry, mixture="loader_index", rates=setting)
+        pieces = Pieces(registry.vocabulary)
+        stream = loader_lib.make_stream(data, loader_lib.find_tasks(data), pieces)
+        return {task.name: task.rate for task in stream.tasks}
+
+    assert rates("registered") == {"loader_pets": 1.0, "loader_farm": 3.0}
+    assert rates("rows") == {"loader_pets": 60.0, "loader_farm": 40.0}
+
+
+def test_copies_of_the_data_have_the_same_position_and_other_data_has_not(registry):
+    data = dataclasses.replace(registry, mixture="loader_pets")
+    state = make_loader(data).state()
+    path = Path(registry.vocabulary).parent / "data" / "pets" / "train.jsonl"
+    content = path.read_text()
+    try:
+        path.write_text(content)  # a new time
+        make_loader(data).restore(state)
+        path.write_text(content.replace("meow", "purrs"))  # as many rows
+        with pytest.raises(config.ConfigError, match="tasks was"):
+            make_loader(data).restore(state)
+    finally:
+        path.write_text(content)
 
 
 @pytest.mark.parametrize("pack", [True, False])
@@ -132,21 +159,27 @@ def test_by_index_and_through_seqio_the_token_ids_are_the_same(registry, pack):
 
 
 @pytest.mark.parametrize("pack", [True, False])
-def test_other_seqio_mixtures_resume_exactly(registry, pack):
+def test_other_seqio_mixtures_resume_exactly(registry, pack, monkeypatch):
+    monkeypatch.setattr(loader_lib, "SNAPSHOT_EVERY", 4)
     data = dataclasses.replace(registry, mixture="loader_plain", pack=pack)
     loader = make_loader(data)
-    take(loader, 7)
-    state = json.loads(json.dumps(loader.state()))
-    assert state["iterator"], "tf.data could save this pipeline"
-    rest = take(loader, 7)
-    resumed = make_loader(data)
-    resumed.restore(state)
-    assert_same(take(resumed, 7), rest)
+    states, batches = [loader.state()], []
+    for _ in range(14):
+        batches.append(next(loader))
+        states.append(json.loads(json.dumps(loader.state())))
+    places = [state["process 0 of 1"] for state in states]
+    assert [place["batches_since"] for place in places] == [0, 1, 2, 3, 4, *[1, 2, 3, 4] * 2, 1, 2]
+    assert [bool(place["snapshot"]) for place in places] == [False] * 5 + [True] * 10
+    for position in (0, 3, 4, 5, 7, 8, 11):
+        resumed = make_loader(data)
+        resumed.restore(states[position])
+        assert resumed.state() == states[position]
+        assert_same(take(resumed, 3), batches[position : position + 3])
     counted = make_loader(data)
-    counted.restore(state | {"iterator": None})
-    assert_same(take(counted, 7), rest)
+    counted.restore({"process 0 of 1": places[7] | {"snapshot": None, "batches_since": 7}})
+    assert_same(take(counted, 7), batches[7:])
     with pytest.raises(config.ConfigError, match=r"data\.seed was 5, is 9"):
-        make_loader(dataclasses.replace(data, seed=9)).restore(state)
+        make_loader(dataclasses.replace(data, seed=9)).restore(states[3])
 
 
 def test_other_seqio_mixtures_are_cut_over_processes(registry):
@@ -155,6 +188,54 @@ def test_other_seqio_mixtures_are_cut_over_processes(registry):
     seen = [set().union(*(token_segments(next(part)) for _ in range(40))) for part in parts]
     assert not seen[0] & seen[1]
     assert len(seen[0] | seen[1]) == 60
+    states = [part.state() for part in parts]
+    merged = states[0] | states[1]
+    assert list(merged) == ["process 0 of 2", "process 1 of 2"]
+    for i, part in enumerate(parts):
+        resumed = make_loader(data, process_index=i, process_count=2)
+        resumed.restore(merged)
+        assert_same([next(resumed)], [next(part)])
+    with pytest.raises(config.ConfigError, match="none of process 0 of 1: it has process 0 of 2"):
+        make_loader(data).restore(merged)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rates": "rows"}, r"data\.rates=rows is only for tasks read by index"),
+        ({"input_eos": True}, r"data\.input_eos=True is only"),
+        ({"available_only": True}, r"data\.available_only=True is only"),
+    ],
+)
+def test_what_seqio_cannot_follow_is_refused(registry, changes, message):
+    with pytest.raises(config.ConfigError, match=message):
+        make_loader(dataclasses.replace(registry, mixture="loader_plain", **changes))
+
+
+def test_a_vocabulary_that_is_not_the_seqio_tasks_own(registry, tmp_path, caplog):
+    data = dataclasses.replace(registry, mixture="loader_plain")
+    copy = tmp_path / "copy.model"
+    copy.write_bytes(Path(registry.vocabulary).read_bytes())
+    make_loader(dataclasses.replace(data, vocabulary=str(copy)))
+    assert "its task 'loader_plain' is not read by index" in caplog.text
+    copy.write_bytes(b"another")
+    with pytest.raises(config.ConfigError, match=r"copy\.model is not the vocabulary of the tasks"):
+        make_loader(dataclasses.replace(data, vocabulary=str(copy)))
+
+
+def test_a_vocabulary_with_other_extra_ids_is_refused(registry):
+    import seqio
+
+    from t0jax.data import sources
+
+    own = seqio.SentencePieceVocabulary(registry.vocabulary, extra_ids=0)
+    source = seqio.TaskRegistry.get("loader_pets").source
+    sources.add_prompt_task("loader_bare", source.spec, "who", vocabulary=own)
+    try:
+        with pytest.raises(config.ConfigError, match=r"with 0 extra ids; declare 100"):
+            loader_lib.find_vocabulary(config.Data(mixture="loader_bare", modules=()))
+    finally:
+        seqio.TaskRegistry.remove("loader_bare")
 
 
 def test_missing_data_sets_are_told_in_one_table(registry, caplog):
@@ -164,7 +245,7 @@ def test_missing_data_sets_are_told_in_one_table(registry, caplog):
     ):
         make_loader(data)
     rest = make_loader(dataclasses.replace(data, available_only=True))
-    assert [task.name for task in rest._stream.tasks] == ["loader_pets"]
+    assert rest.tasks == ("loader_pets",)
     assert "going on with the other 1 tasks" in caplog.text
     with pytest.raises(config.ConfigError, match="none of the data sets of 'loader_zoo'"):
         make_loader(dataclasses.replace(data, mixture="loader_zoo", available_only=True))

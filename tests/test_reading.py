@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from t0jax import config
+from t0jax.data import loader as loader_lib
 from t0jax.data import reading
 from t0jax.data.loader import IndexLoader
 from t0jax.data.reading import ReadError, Stream, Task
@@ -56,6 +57,13 @@ class EmptyRows(FakeRows):
         return Rendered("some input", "", None)
 
 
+class Unspellable(FakeRows):
+    """Has text, of which the tokeniser makes nothing."""
+
+    def __getitem__(self, i):
+        return Rendered("\0", "some target", None)
+
+
 class ModuleRows(FakeRows):
     """Tells which heavy modules the reading process has imported."""
 
@@ -86,7 +94,7 @@ class Letters:
     eos_id = 1
 
     def encode_batch(self, texts):
-        return [[ord(letter) for letter in text] for text in texts]
+        return [[ord(letter) for letter in text if letter != "\0"] for text in texts]
 
 
 def stream(*rows, **changes):
@@ -237,6 +245,39 @@ def alive(pid):
         return False
 
 
+def test_what_a_reader_process_cannot_send_is_an_error():
+    script = (
+        "import io; from t0jax.data.reading import _Outbox\n"
+        "out = _Outbox(io.BytesIO()); out.put(lambda: None); out.finish(); print('went on')"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert run.returncode == 1
+    assert "pickle" in run.stderr
+    assert not run.stdout
+
+
+def test_no_process_is_left_when_one_of_several_cannot_start(monkeypatch):
+    started, real = [], loader_lib.ReaderProcess
+
+    def start(job):
+        if len(started) == 2:
+            raise OSError("no more processes")
+        started.append(real(job))
+        return started[-1]
+
+    monkeypatch.setattr(loader_lib, "ReaderProcess", start)
+    with pytest.raises(OSError, match="no more processes"):
+        next(IndexLoader(stream(workers=3)))
+    assert len(started) == 2
+    assert not any(alive(reader.pid) for reader in started)
+
+
 def test_reader_processes_end_with_their_parent():
     script = f"""
 import os, signal, sys
@@ -304,6 +345,8 @@ def test_a_task_that_gives_no_example_is_named(monkeypatch):
         next(IndexLoader(stream(EmptyRows("empty", 30))))
     with pytest.raises(ReadError, match="task 'empty' gave no example in 200 draws"):
         take(IndexLoader(stream(FakeRows("a", 50), EmptyRows("empty", 30))), 100)
+    with pytest.raises(ReadError, match="task 'odd' gave no example in 200 draws"):
+        next(IndexLoader(stream(Unspellable("odd", 30))))
 
 
 def test_long_texts_are_trimmed_on_the_right_and_eos_comes_before_the_trim():
@@ -348,6 +391,16 @@ def test_a_position_of_another_stream_is_refused(changes, message):
 def test_a_position_with_other_tasks_is_refused():
     with pytest.raises(config.ConfigError, match="tasks was"):
         IndexLoader(stream(FakeRows("a", 51))).restore(IndexLoader(stream()).state())
+
+
+def test_a_position_with_another_prompt_is_refused():
+    def of(prompt):
+        tasks = [dataclasses.replace(task, identity=(prompt,)) for task in stream().tasks]
+        return IndexLoader(dataclasses.replace(stream(), tasks=tuple(tasks)))
+
+    of("{{text}}").restore(of("{{text}}").state())
+    with pytest.raises(config.ConfigError, match="tasks was"):
+        of("{{text}}?").restore(of("{{text}}").state())
 
 
 @pytest.mark.parametrize(

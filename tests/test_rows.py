@@ -6,7 +6,6 @@ import json
 import pickle
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -169,12 +168,10 @@ def test_a_local_folder_wins_and_names_its_splits(tmp_path):
         open_rows(DatasetSpec("ag_news"), "train", str(tmp_path / "none"))
 
 
-def test_the_hub_out_of_reach_is_said_at_once():
+def test_the_hub_out_of_reach_is_said_with_the_way_out():
     spec = DatasetSpec("story_cloze", "2016", "LSDSem/story_cloze", note="given out on request")
-    start = time.monotonic()
     with pytest.raises(DataUnavailable) as caught:
         open_rows(spec, "validation")
-    assert time.monotonic() - start < 30
     assert caught.value.dataset == "story_cloze/2016"
     assert "story_cloze/2016/validation.jsonl" in str(caught.value)
     assert "given out on request" in str(caught.value)
@@ -186,12 +183,19 @@ def test_no_connection_is_found_out_once_for_all_data_sets(monkeypatch):
     monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(hub.constants, "ENDPOINT", "http://127.0.0.1:9")
     rows_lib.hub_unreachable.cache_clear()
-    start = time.monotonic()
+    session, tried = hub.utils.get_session(), []
+
+    def head(url, timeout):
+        tried.append((url, timeout))
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(session, "head", head)
+    monkeypatch.setattr("huggingface_hub.utils.get_session", lambda: session)
     for name in ("imdb", "xsum", "samsum"):
         with pytest.raises(DataUnavailable, match="the Hub cannot be reached"):
             open_rows(DatasetSpec(name), "train")
     rows_lib.hub_unreachable.cache_clear()
-    assert time.monotonic() - start < 15
+    assert tried == [("http://127.0.0.1:9", rows_lib.HUB_TIMEOUT_S)]
 
 
 def test_what_the_hub_gave_is_remembered(tmp_path, monkeypatch):
@@ -207,6 +211,20 @@ def test_what_the_hub_gave_is_remembered(tmp_path, monkeypatch):
         rows = open_rows(DatasetSpec("trec", hub_id="CogComp/trec"), "train")
         assert [rows[i]["label_coarse"] for i in range(5)] == list(range(5))
     assert asked == [("CogComp/trec", None, "train", None)]
+    (index,) = (tmp_path / "cache" / "hub").iterdir()
+    index.write_text(index.read_text()[:40])  # a crash while it was written
+    assert len(open_rows(DatasetSpec("trec", hub_id="CogComp/trec"), "train")) == 5
+    assert len(asked) == 2
+
+
+def test_an_error_of_the_hub_without_a_word(monkeypatch):
+    def fail(*of):
+        raise RuntimeError
+
+    monkeypatch.setattr(rows_lib, "hub_unreachable", lambda: "")
+    monkeypatch.setattr(rows_lib, "_load_dataset", fail)
+    with pytest.raises(DataUnavailable, match=r"\(RuntimeError; as parquet: RuntimeError\)"):
+        open_rows(DatasetSpec("imdb"), "train")
 
 
 def test_a_repository_read_by_the_hubs_library(tmp_path, monkeypatch):
@@ -228,6 +246,22 @@ def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
     monkeypatch.setenv("T0JAX_CACHE_DIR", str(tmp_path / "file"))
     with pytest.raises(DataError, match=r"cannot write .*T0JAX_CACHE_DIR"):
         open_rows(local(tmp_path, [{"text": "a"}]), "train")
+
+
+def test_a_parquet_file_damaged_in_the_middle(tmp_path):
+    """The fault is the source's, not the cache folder's, and nothing half-written stays."""
+    path = tmp_path / "data" / "train.parquet"
+    path.parent.mkdir()
+    rows = [{"text": f"row {i} of many, {i * i}"} for i in range(20_000)]
+    pa.parquet.write_table(pa.Table.from_pylist(rows), path, row_group_size=5_000)
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 30_000] = b"\xff" * 30_000
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"train\.parquet is not a readable parquet") as caught:
+        open_rows(DatasetSpec("mine", local=str(path.parent)), "train")
+    assert "T0JAX_CACHE_DIR" not in str(caught.value)
+    assert not list((tmp_path / "cache" / "rows").iterdir())
 
 
 def test_text_that_is_not_utf_8(tmp_path):
@@ -303,6 +337,36 @@ def test_hidden_labels_are_not_the_last_choice(tmp_path, prompts):
     spec = local(tmp_path, [{"text": "Fine.", "label": -1}, {"text": "Fine.", "label": 1}])
     prompted = PromptedRows(spec, "train", "good or bad", 0, prompts)
     assert [prompted[i].targets for i in range(2)] == ["", "good"]
+
+
+SENTENCES = """\
+dataset: winogrande
+templates:
+  0f000000-0000-0000-0000-000000000004: !Template
+    answer_choices: '{{option1}} ||| {{option2}}'
+    id: 0f000000-0000-0000-0000-000000000004
+    jinja: '{{sentence}} {% if hint is defined %}({{hint}}){% endif %} ||| {{ option1
+      if answer == "1" else option2 }} {{label}}'
+    metadata: !TemplateMetadata {choices_in_prompt: true, metrics: [Accuracy], original_task: true, languages: [en]}
+    name: who
+    reference: ''
+"""
+
+
+def test_label_columns_are_those_declared(tmp_path):
+    """As in winogrande: the answer is in `answer`, and a `label` there means something else."""
+    (tmp_path / "prompts" / "winogrande").mkdir(parents=True)
+    (tmp_path / "prompts" / "winogrande" / "templates.yaml").write_text(SENTENCES)
+    base = {"sentence": "The _ fell.", "option1": "cup", "option2": "cat", "hint": "see"}
+    answers = [("1", "x"), ("2", ""), ("", "x"), ("2", "-1")]
+    write_jsonl(
+        tmp_path / "train.jsonl",
+        [{**base, "answer": answer, "label": label} for answer, label in answers],
+    )
+    spec = DatasetSpec("winogrande", local=str(tmp_path), labels=("answer",))
+    prompted = PromptedRows(spec, "train", "who", 0, str(tmp_path / "prompts"))
+    assert [prompted[i].targets for i in range(4)] == ["cup x", "cat", "", "cat -1"]
+    assert prompted[0].inputs == "The _ fell. (see)"  # a field that is read if it is there
 
 
 def test_random_prompts_are_a_function_of_seed_and_row(tmp_path, prompts):

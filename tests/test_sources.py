@@ -200,7 +200,7 @@ def test_splits_of_local_data_are_those_with_files(world):
     assert rounds.splits == ("validation",)
     assert rounds.rows("validation").split == "dev_r1"
     assert rounds.num_input_examples("validation") == 3
-    with pytest.raises(ValueError, match="reviews has no split 'test'; it has validation"):
+    with pytest.raises(DataUnavailable, match="reviews: no split 'test'; it has validation"):
         rounds.rows("test")
 
 
@@ -229,15 +229,22 @@ def test_declaring_again_is_allowed_and_another_meaning_is_not(world):
         sources.add_prompt_task("reviews_twice", spec(world), "repeat", prompts_root=root)
     mixture = sources.add_mixture("reviews_once", {"reviews_twice": 1.0})
     assert sources.add_mixture("reviews_once", {"reviews_twice": 1.0}) is mixture
-    with pytest.raises(ValueError, match="other tasks"):
+    assert sources.add_mixture("reviews_once", {"reviews_twice": lambda task: 1}) is mixture
+    with pytest.raises(ValueError, match="'reviews_once' is already registered with other tasks"):
         sources.add_mixture("reviews_once", {"reviews_good_or_bad": 1.0})
+    with pytest.raises(ValueError, match="'reviews_once' is already registered with other rates"):
+        sources.add_mixture("reviews_once", {"reviews_twice": 2.0})
+    own = seqio.SentencePieceVocabulary(str(world / "spiece.model"), extra_ids=100)
+    with pytest.raises(ValueError, match="'reviews_twice' is already registered with another"):
+        sources.add_prompt_task(
+            "reviews_twice", spec(world), "which", prompts_root=root, vocabulary=own
+        )
     with pytest.raises(ValueError, match=r"unknown view 'sideways'; there are: .*direct"):
         sources.add_prompt_task("reviews_sideways", spec(world), "which", view="sideways")
 
 
 def test_rows_for_readers_without_seqio(world):
-    rows = sources.prompted_rows("reviews_which_score_eval", "train")
-    assert rows is not None
+    rows = seqio.TaskRegistry.get("reviews_which_score_eval").source.rows("train")
     assert rows[0].choices == ("one", "two")
     assert rows[7] is None
     assert sources.members("reviews_which_score_eval") == {"reviews_which_score_eval": 1.0}

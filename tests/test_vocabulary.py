@@ -143,6 +143,13 @@ def test_text_that_cannot_fill_the_vocabulary(texts, size, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_vocabulary_that_cannot_be_written_names_its_path(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(VocabularyError, match=r"cannot write the vocabulary .*v\.model") as caught:
+        train_sentencepiece(words(8, 200), tmp_path / "file" / "v.model", 100)
+    assert "T0JAX_CACHE_DIR" not in str(caught.value)
+
+
 def test_files_that_are_no_t5_vocabulary(tmp_path):
     with pytest.raises(VocabularyError, match="does not exist"):
         Pieces(tmp_path / "none.model").encode("x")

@@ -76,8 +76,13 @@ def _data(options: argparse.Namespace) -> config.Data:
 
 
 def _prepare(options: argparse.Namespace, folder: Path) -> dict[str, str]:
-    """Data and vocabulary in `folder`; the environment that leads a process to them."""
-    environment = {"T0JAX_VOCABULARY": str(folder / f"pieces_{options.pieces}.model")}
+    """Data and vocabulary in `folder`; the environment that leads a process to them.
+
+    The user's cache gives the prompts alone. What preparing caches is apart from the measured runs' cache, so that
+    the first of those still converts the data.
+    """
+    environment = {"T0JAX_VOCABULARY": str(folder / f"pieces_{options.pieces}.model")} | _prompts()
+    os.environ["T0JAX_CACHE_DIR"] = str(folder / "preparing")
     if not options.local:
         environment["T0JAX_DATA_DIR"] = str(folder / "data")
         if not (folder / "data").is_dir():
@@ -87,7 +92,7 @@ def _prepare(options: argparse.Namespace, folder: Path) -> dict[str, str]:
     if not Path(environment["T0JAX_VOCABULARY"]).is_file():
         _note(f"training a vocabulary of {options.pieces} pieces")
         _train_vocabulary(options, Path(environment["T0JAX_VOCABULARY"]))
-    return environment | {"T0JAX_CACHE_DIR": str(folder / "cache")} | _prompts()
+    return environment | {"T0JAX_CACHE_DIR": str(folder / "cache")}
 
 
 def _prompts() -> dict[str, str]:
@@ -148,10 +153,12 @@ def _in_fresh_process(argv: Sequence[str], environment: dict[str, str]) -> dict[
 
 def _measure(options: argparse.Namespace) -> dict[str, Any]:
     data = _data(options)
-    from t0jax.data.loader import IndexLoader, find_tasks, make_loader
+    from t0jax.data.loader import IndexLoader, make_loader
+    from t0jax.data.registry import find_tasks
+    from t0jax.data.vocabulary import Pieces
 
     begun = float(os.environ["T0JAX_BENCH_STARTED"])
-    tasks = len(find_tasks(data))  # imports TensorFlow and seqio, registers the tasks
+    find_tasks(data)  # imports TensorFlow and seqio, registers the tasks
     imported = time.time()
     with make_loader(data) as loader:
         assert isinstance(loader, IndexLoader)
@@ -163,8 +170,10 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
         resident = sum(_memory(pid, "VmHWM") for pid in _family())
         own = sum(_memory(pid, "RssAnon") for pid in _family())
         position = len(json.dumps(loader.state()))
+        tasks = len(loader.tasks)
     return {
         "tasks": tasks,
+        "vocabulary": Pieces(os.environ["T0JAX_VOCABULARY"]).size,
         "import_s": imported - begun,
         "first_batch_s": first - imported,
         "start_to_first_batch_s": first - begun,

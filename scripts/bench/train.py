@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> None:
     model = dataclasses.replace(settings.model, dropout_rate=0.0)
     settings = dataclasses.replace(settings, model=model)
     train.set_environment(settings)
-    train.prepare_vocabulary(settings)
+    train.train_vocabulary(settings)
     loader = loader_lib.make_loader(settings.data)
     packed = [next(loader) for _ in range(options.batches)]
     loader.close()

@@ -11,7 +11,6 @@ Batches are dictionaries of numpy arrays, this process's rows only: see `packing
 import abc
 import base64
 import dataclasses
-import difflib
 import hashlib
 import itertools
 import json
@@ -35,7 +34,7 @@ from t0jax.data.reading import (
     concatenate,
     read_texts,
 )
-from t0jax.data.registry import import_tasks
+from t0jax.data.registry import find_tasks, reads_by_index
 from t0jax.data.rows import DataUnavailable, PromptedRows
 from t0jax.data.views import find_view
 from t0jax.data.vocabulary import EXTRA_IDS, Pieces
@@ -100,6 +99,11 @@ class IndexLoader(Loader):
         self._places: dict[int, Place] = dict.fromkeys(shards, (0, 0))
         self._fingerprint = fingerprint(stream)
         self._readers: list[PartReader | ReaderProcess] = []
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks that are read: those whose data can be had."""
+        return tuple(task.name for task in self._stream.tasks)
 
     def __next__(self) -> Batch:
         try:
@@ -413,48 +417,19 @@ def mixture_texts(data: config.Data) -> Iterator[str]:
     """Inputs and targets of a by-index mixture in reading order, for ever; needs no vocabulary.
 
     For training a vocabulary on a mixture's text.
-    """
-    for inputs, targets in read_texts(make_stream(data, find_tasks(data), Pieces(""))):
-        yield inputs
-        yield targets
-
-
-def find_tasks(data: config.Data) -> dict[str, float]:
-    """{task: rate} of `data.mixture`, those with a positive rate, sorted by name.
 
     Raises:
-      config.ConfigError: `data.modules` register no such mixture or task.
+      config.ConfigError: a task is not read by index; and as `make_stream`.
     """
-    import_tasks(data.modules)
-    import seqio
-
-    from t0jax.data.sources import members
-
-    names = [*seqio.MixtureRegistry.names(), *seqio.TaskRegistry.names()]
-    if data.mixture not in names:
-        near = difflib.get_close_matches(data.mixture, names, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        modules = ", ".join(data.modules)
-        raise config.ConfigError(f"data.mixture: {modules} register no {data.mixture!r}{hint}")
-    return {name: rate for name, rate in sorted(members(data.mixture).items()) if rate > 0}
-
-
-def reads_by_index(task_name: str) -> bool:
-    """Whether a task is a `PromptSource` that seqio would only tokenise."""
-    import seqio
-
-    from t0jax.data.sources import PromptSource
-
-    task = seqio.TaskRegistry.get(task_name)
-    plain = (seqio.preprocessors.tokenize, seqio.preprocessors.append_eos)
-    return (
-        isinstance(task.source, PromptSource)
-        and not task.source.rank
-        and all(
-            step in plain or isinstance(step, seqio.CacheDatasetPlaceholder)
-            for step in task.preprocessors
+    rates = find_tasks(data)
+    other = next((name for name in rates if not reads_by_index(name)), None)
+    if other is not None:
+        raise config.ConfigError(
+            f"no vocabulary can be trained on {data.mixture!r}: its task {other!r} is not read by index"
         )
-    )
+    for inputs, targets in read_texts(make_stream(data, rates, Pieces(""))):
+        yield inputs
+        yield targets
 
 
 def make_stream(data: config.Data, rates: Mapping[str, float], pieces: Pieces) -> Stream:

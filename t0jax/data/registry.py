@@ -1,12 +1,13 @@
-"""Bringing the tasks a run names into seqio's registry."""
+"""Bringing the tasks a run names into seqio's registry, and finding them there."""
 
 import contextlib
+import difflib
 import importlib
 import os
 import sys
 from collections.abc import Iterator, Sequence
 
-from t0jax.config import ConfigError
+from t0jax.config import ConfigError, Data
 
 
 def import_tasks(modules: Sequence[str]) -> None:
@@ -30,6 +31,44 @@ def import_tasks(modules: Sequence[str]) -> None:
                 f"data.modules names {module!r}, which cannot be imported; run from the folder it is in, or "
                 "put that on PYTHONPATH"
             ) from None
+
+
+def find_tasks(data: Data) -> dict[str, float]:
+    """{task: rate} of `data.mixture`, those with a positive rate, sorted by name.
+
+    Raises:
+      ConfigError: `data.modules` register no such mixture or task.
+    """
+    import_tasks(data.modules)
+    import seqio
+
+    from t0jax.data.sources import members
+
+    names = [*seqio.MixtureRegistry.names(), *seqio.TaskRegistry.names()]
+    if data.mixture not in names:
+        near = difflib.get_close_matches(data.mixture, names, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        modules = ", ".join(data.modules)
+        raise ConfigError(f"data.mixture: {modules} register no {data.mixture!r}{hint}")
+    return {name: rate for name, rate in sorted(members(data.mixture).items()) if rate > 0}
+
+
+def reads_by_index(task_name: str) -> bool:
+    """Whether a task is a `PromptSource` that seqio would only tokenise."""
+    import seqio
+
+    from t0jax.data.sources import PromptSource
+
+    task = seqio.TaskRegistry.get(task_name)
+    plain = (seqio.preprocessors.tokenize, seqio.preprocessors.append_eos)
+    return (
+        isinstance(task.source, PromptSource)
+        and not task.source.rank
+        and all(
+            step in plain or isinstance(step, seqio.CacheDatasetPlaceholder)
+            for step in task.preprocessors
+        )
+    )
 
 
 @contextlib.contextmanager

@@ -224,10 +224,7 @@ def open_rows(spec: DatasetSpec, split: str, local_dir: str = "") -> Rows:
       DataError: the file is broken or has no rows.
     """
     folder = local_folder(spec, local_dir)
-    if folder:
-        files = [str(arrow_copy(file)) for file in _split_files(spec, folder, split)]
-    else:
-        files = hub_files(spec, split)
+    files = _arrow_files(spec, folder, split) if folder else hub_files(spec, split)
     written = tuple(os.stat(file).st_mtime_ns for file in files)
     rows = _rows_of_files(f"{spec.name}/{split}", tuple(files), written)
     if not len(rows):
@@ -287,6 +284,10 @@ def _split_files(spec: DatasetSpec, folder: Path, split: str) -> list[Path]:
     there = ", ".join(_splits_of(folder)) or "no data files"
     way_out = f"add {split}.jsonl, .parquet or .csv there"
     raise DataUnavailable(spec.name, f"no split {split!r} in {folder}, which has {there}", way_out)
+
+
+def _arrow_files(spec: DatasetSpec, folder: Path, split: str) -> list[str]:
+    return [str(arrow_copy(file)) for file in _split_files(spec, folder, split)]
 
 
 # ------------------------------------------------------------------------------------------- the Hub

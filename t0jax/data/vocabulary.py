@@ -139,7 +139,9 @@ class LateModelFile(os.PathLike):
         return isinstance(other, LateModelFile)
 
     def __hash__(self) -> int:
-        return hash(LateModelFile)  # all are equal, whatever file they would open now
+        # seqio keeps loaded models in a dictionary by this path: with one hash for all files it would go on with the
+        # first one after the variable has changed.
+        return hash(os.environ.get("T0JAX_VOCABULARY", ""))
 
     def __repr__(self) -> str:
         return "$T0JAX_VOCABULARY"
