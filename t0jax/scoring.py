@@ -67,13 +67,22 @@ class _Row:
         return sum(map(len, self.targets))
 
 
-def length_grid(longest: int, shortest: int, halves_from: int) -> tuple[int, ...]:
-    """Bucket lengths up to `longest`: powers of two, and from `halves_from` on 1.5 times each too."""
+def length_grid(longest: int, shortest: int, parts: Callable[[int], int]) -> tuple[int, ...]:
+    """Bucket lengths up to `longest`: powers of two, the way from `size` to the next in `parts(size)` equal steps."""
     grid, size = [], shortest
     while size < longest:
-        grid += [size, size * 3 // 2] if size >= halves_from else [size]
+        grid += [size + size * part // parts(size) for part in range(parts(size))]
         size *= 2
     return (*(length for length in grid if length < longest), longest)
+
+
+def input_parts(size: int) -> int:
+    """Long inputs are most of the work, so their padding is kept below a quarter, a fifth from 256 on."""
+    return 1 if size < 64 else 2 if size < 256 else 4
+
+
+def target_parts(size: int) -> int:
+    return 1 if size < 16 else 2
 
 
 def _bucket(length: int, grid: Sequence[int]) -> int:
@@ -146,9 +155,9 @@ class Scorer:
         self.row_tokens = row_tokens or (2048 if on_cpu else 32768)
         self.slice, self.slices = sharding.process_slice(mesh)
         self.window = max(1, 8 * settings.batch_size // self.slices)
-        self.input_lengths = length_grid(settings.max_input_length, 32, halves_from=64)
+        self.input_lengths = length_grid(settings.max_input_length, 32, input_parts)
         longest = max(1024, settings.max_target_length)
-        self.target_lengths = length_grid(longest, 8, halves_from=longest)
+        self.target_lengths = length_grid(longest, 8, target_parts)
         self.buckets = [(s, t) for s in self.input_lengths for t in self.target_lengths]
         self.compiled: set[tuple[int, int]] = set()
         self._sums = _program(network.config, mesh)

@@ -13,7 +13,8 @@ REPOSITORY = Path(__file__).parents[1]
 TINY = [
     "--config", "configs/toy.yaml", "--model.d_model", "32", "--model.d_kv", "8", "--model.d_ff", "32",
     "--model.dropout_rate", "0.1", "--data.eval_mixture", "", "--data.batch_size", "8",
-    "--data.input_length", "64", "--data.target_length", "16", "--optimizer.warmup_steps", "2", "--optimizer.schedule", "constant",
+    "--data.input_length", "64", "--data.target_length", "16", "--optimizer.warmup_steps", "2",
+    "--optimizer.schedule", "constant",
     "--train.log_every", "1", "--train.checkpoint_every", "4", "--train.tensorboard", "false",
 ]  # fmt: skip
 
