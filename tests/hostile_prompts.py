@@ -265,7 +265,6 @@ if __name__ == "__main__":
     attacks = REACHING_OUT | WITHOUT_END | LONG_PATHS
     ends = [attack(name, source) for name, source in attacks.items()]
     ends += [attack(f"{name} as choices", "a|||b", attacks[name]) for name in AS_CHOICES]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
-    wrong = [*filter(None, ends), *([f"{peak} MiB of memory"] if peak > 512 else [])]
+    wrong = [*filter(None, ends)]
     print("\n".join([f"{len(ends)} attacks", *wrong]))
     sys.exit(1 if wrong else 0)
