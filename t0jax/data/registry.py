@@ -16,10 +16,11 @@ def import_tasks(modules: Sequence[str]) -> None:
     Raises:
       ConfigError: there is no such module.
     """
-    with _greeting_kept_back() if "tensorflow" not in sys.modules else contextlib.nullcontext():
+    with _greeting_kept_back():
         import tensorflow as tf
-    with contextlib.suppress(RuntimeError):  # it has its devices already
-        tf.config.set_visible_devices([], "GPU")  # TensorFlow would claim the memory JAX needs
+
+        with contextlib.suppress(RuntimeError):  # it has its devices already
+            tf.config.set_visible_devices([], "GPU")  # TensorFlow would claim the memory JAX needs
     for module in modules:
         try:
             importlib.import_module(module)
