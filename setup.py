@@ -15,9 +15,11 @@ REQUIREMENTS = [
     "tensorflow-text>=2.21",
     "transformers>=5.23",
     "datasets>=5.2",
-    "safetensors>=0.7",
+    "huggingface_hub>=1.0",
+    "ml_dtypes>=0.5",
+    "safetensors>=0.8",
     "sentencepiece>=0.2.1",
-    "jsonargparse>=4.53",
+    "jsonargparse[signatures]>=4.53",
     "jinja2>=3.1.6",
     "pyyaml>=6.0.2",
     "pyarrow>=21",
@@ -32,7 +34,7 @@ TEST = [
     "torch>=2.6,<2.14",
     "scikit-learn>=1.7",
     "import-linter>=2.5",
-    "ruff>=0.14",
+    "ruff>=0.14,<1",
 ]
 
 setup(

@@ -116,6 +116,8 @@ class Data:
 
 @dataclass(frozen=True)
 class Optimizer:
+    """The update rule and its learning rate."""
+
     name: Literal["adafactor", "adamw"] = "adafactor"
     learning_rate: float = 1e-3
     schedule: Literal["constant", "linear", "cosine", "inverse_sqrt"] = "constant"
@@ -147,6 +149,8 @@ class Mesh:
 
 @dataclass(frozen=True)
 class Train:
+    """One run: where, how long, from what, and what happens between the steps."""
+
     output_dir: str = "runs/default"
     steps: int = 1000
     seed: int = 0
@@ -194,6 +198,8 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class Config:
+    """All sections of a recipe."""
+
     model: Model = field(default_factory=Model)
     data: Data = field(default_factory=Data)
     optimizer: Optimizer = field(default_factory=Optimizer)
@@ -227,6 +233,7 @@ def parse(argv: Sequence[str], description: str, **options: dict[str, Any]) -> t
     """
     import jsonargparse  # here: 0.1 s that a plain `import t0jax.config` does not need
 
+    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)  # for --help
     parser = jsonargparse.ArgumentParser(description=description, exit_on_error=False)
     parser.add_argument("--config", action="config", help="YAML recipe; later values win.")
     for section in dataclasses.fields(Config):
@@ -246,7 +253,7 @@ def parse(argv: Sequence[str], description: str, **options: dict[str, Any]) -> t
 
 
 def _check_flags(argv: Sequence[str], known: Sequence[str]) -> None:
-    for flag, value in zip(argv, [*argv[1:], ""], strict=True):
+    for flag, value in zip(argv, [*argv[1:], ""], strict=False):
         name = flag.removeprefix("--").split("=")[0]
         if flag.startswith("--") and name not in known:
             raise ConfigError(_unknown(name, known))

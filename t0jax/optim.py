@@ -42,7 +42,7 @@ def make_schedule(optimizer: config.Optimizer, steps: int) -> Schedule:
     if optimizer.schedule in ("linear", "cosine") and warmup >= steps:
         raise config.ConfigError(
             f"optimizer.warmup_steps ({warmup}) must be below train.steps ({steps}) with the "
-            f"{optimizer.schedule} schedule"
+            f"{optimizer.schedule} schedule; 0 is no warm-up"
         )
     after = {
         "constant": lambda: optax.constant_schedule(peak),

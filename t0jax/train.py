@@ -119,6 +119,9 @@ def set_environment(config: Config) -> None:
 
 def check_settings(config: Config, mesh: jax.sharding.Mesh) -> None:
     """Rows must divide over micro-batches and the devices that hold rows; scoring reads as training does."""
+    optim.make_schedule(
+        config.optimizer, config.train.steps
+    )  # refuses a warm-up longer than the run
     if config.data.eval_mixture and config.data.input_eos != config.evaluate.input_eos:
         raise ConfigError(
             f"data.input_eos is {config.data.input_eos}, evaluate.input_eos {config.evaluate.input_eos}: a "
@@ -164,6 +167,12 @@ def train_vocabulary(config: Config) -> None:
         raise ConfigError(
             f"data.vocabulary {data.vocabulary} does not exist; give a SentencePiece model, or set "
             "data.vocabulary_train_size to train one on the mixture's text"
+        )
+    ids = data.vocabulary_train_size + vocabulary_lib.EXTRA_IDS
+    if ids > config.model.vocab_size:
+        raise ConfigError(
+            f"data.vocabulary_train_size {data.vocabulary_train_size} and {vocabulary_lib.EXTRA_IDS} extra ids "
+            f"are more than model.vocab_size {config.model.vocab_size}; make that {ids} or more"
         )
     note(f"vocabulary: training {data.vocabulary_train_size} pieces on {data.mixture}")
     texts = loader_lib.mixture_texts(data)

@@ -15,6 +15,7 @@ import hashlib
 import itertools
 import json
 import logging
+import os
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -389,11 +390,12 @@ def find_vocabulary(data: config.Data) -> Path:
       VocabularyError: the tasks leave it to `T0JAX_VOCABULARY`, and that names no file.
       config.ConfigError: the tasks have no SentencePiece vocabulary, several, or one with other extra ids.
     """
-    import seqio
-
     if data.vocabulary:
         return Path(data.vocabulary)
-    tasks = [seqio.TaskRegistry.get(name) for name in find_tasks(data)]
+    rates = find_tasks(data)
+    import seqio  # after the tasks' modules, which import it quietly
+
+    tasks = [seqio.TaskRegistry.get(name) for name in rates]
     declared = [feature.vocabulary for t in tasks for feature in t.output_features.values()]
     found = {
         (Path(v.sentencepiece_model_file), v.extra_ids)
@@ -414,7 +416,7 @@ def find_vocabulary(data: config.Data) -> Path:
 
 
 def mixture_texts(data: config.Data) -> Iterator[str]:
-    """Inputs and targets of a by-index mixture in reading order, for ever; needs no vocabulary.
+    """Inputs and targets of a by-index mixture in reading order, as many as it has rows; needs no vocabulary.
 
     For training a vocabulary on a mixture's text.
 
@@ -427,7 +429,9 @@ def mixture_texts(data: config.Data) -> Iterator[str]:
         raise config.ConfigError(
             f"no vocabulary can be trained on {data.mixture!r}: its task {other!r} is not read by index"
         )
-    for inputs, targets in read_texts(make_stream(data, rates, Pieces(""))):
+    stream = make_stream(data, rates, Pieces(""))
+    rows = sum(task.length for task in stream.tasks)
+    for inputs, targets in itertools.islice(read_texts(stream), rows):
         yield inputs
         yield targets
 
@@ -458,7 +462,9 @@ def make_stream(data: config.Data, rates: Mapping[str, float], pieces: Pieces) -
     if missing:
         _report(data, missing, len(rates))
     if not tasks:
-        raise config.ConfigError(f"none of the data sets of {data.mixture!r} can be had")
+        where = os.environ.get("T0JAX_DATA_DIR")
+        hint = f"T0JAX_DATA_DIR is {where}" if where else "T0JAX_DATA_DIR is not set"
+        raise config.ConfigError(f"none of the data sets of {data.mixture!r} can be had; {hint}")
     return Stream(tuple(tasks), pieces, data)
 
 

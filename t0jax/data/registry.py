@@ -40,6 +40,10 @@ def find_tasks(data: Data) -> dict[str, float]:
     Raises:
       ConfigError: `data.modules` register no such mixture or task.
     """
+    if not data.mixture:
+        raise ConfigError(
+            "data.mixture is empty: name a seqio mixture or task, or give --config RECIPE"
+        )
     import_tasks(data.modules)
     import seqio
 
