@@ -188,7 +188,7 @@ def train_sentencepiece(texts: Iterable[str], path: Path, size: int) -> Path:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         characters = sum(map(len, sentences))
         raise VocabularyError(
-            f"cannot train {size} pieces (data.vocabulary_train_size) on {characters:,} characters of text: {reason}"
+            f"cannot train {size} pieces on {characters:,} characters of text (data.vocabulary_train_size): {reason}"
         ) from error
     try:
         write_atomically(Path(path), lambda part: part.write_bytes(model.getvalue()) and None)
