@@ -99,7 +99,10 @@ class Data:
     rates: Literal["registered", "rows"] = "registered"
     """A task's weight: what its mixture says, or the rows that are really there (for cuts of the data sets)."""
     split: str = "train"
+    num_shots: int = 0
+    """Train on this many rows of each data set alone, drawn by `seed`, the same for all its prompts; 0 takes all."""
     eval_split: str = "validation"
+    """Split to score; of several with commas between, `validation,test`, the first that a data set has."""
     local_dir: str = ""
     """`<dataset>/<subset or default>/<split>.{jsonl,parquet,csv}`; `T0JAX_DATA_DIR` when empty."""
     prompts_dir: str = ""
@@ -192,6 +195,8 @@ class Train:
     keep_last: int = 2
     keep_best: int = 0
     """Keep this many checkpoints of the best mean evaluation accuracy besides the last ones."""
+    export: Literal["none", "last", "best"] = "none"
+    """Write the last or the best-scored checkpoint as a Hugging Face directory, `<output_dir>/hf`, when the run ends."""
     async_checkpoint: bool = True
     tensorboard: bool = True
     wandb_project: str = ""
@@ -201,8 +206,13 @@ class Train:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Rank classification."""
+    """How a mixture is scored."""
 
+    method: Literal["rank", "generate"] = "rank"
+    """`rank`: the likeliest of a prompt's answer choices. `generate`: text is written and measured by the tasks' own
+    metrics (ROUGE, BLEU, SQuAD ...)."""
+    num_beams: int = 1
+    """Of `generate`; 1 is greedy. At most `max_target_length` tokens are written."""
     batch_size: int = 64
     """Examples scored at a time, over all processes."""
     max_input_length: int = 1024
