@@ -2,11 +2,16 @@
 
 M is a run folder, one of its checkpoints, or a Hugging Face directory. A run is scored as it was trained (modules,
 view, `evaluate`'s lengths, EOS on inputs, and without `--mixture` its own) where the command line says nothing else.
-`--output DIR` keeps `results.json` and the scores of every row; all keys of the configuration can be set too, e.g.
-`--evaluate.max_examples 100`.
+`--output DIR` keeps `results.json`, the scores of every row and `report.html`; the same command goes on where it was
+stopped. All keys of the configuration can be set too, e.g. `--evaluate.max_examples 100`, or `--evaluate.method
+generate` for the tasks' own metrics of generated text.
+
+`--compare DIR DIR ...` sets results side by side instead: a table, and a report in `--output FILE.html`.
 """
 
+import argparse
 import dataclasses
+import importlib.resources
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,9 +21,17 @@ from t0jax import config
 from t0jax.config import ConfigError
 
 OPTIONS: dict[str, dict[str, Any]] = {
-    "mixture": {"type": str, "default": "", "help": "seqio mixture or task [data.eval_mixture]"},
+    "mixture": {
+        "type": str,
+        "default": "",
+        "help": "seqio mixtures or tasks, with commas between [data.eval_mixture]",
+    },
     "module": {"type": str, "default": "", "help": "modules that register it, with commas between"},
-    "split": {"type": str, "default": "", "help": "[data.eval_split]"},
+    "split": {
+        "type": str,
+        "default": "",
+        "help": "validation,test: the first that a data set has [data.eval_split]",
+    },
     "view": {
         "choices": ["", "direct", "channel", "flipped"],
         "default": "",
@@ -29,11 +42,17 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "default": "",
         "help": 'other words for the answers, {"Yes": "agree", "No": "disagree"} [evaluate.label_words]',
     },
-    "output": {"type": str, "default": "", "help": "folder for results.json and scores/"},
+    "output": {
+        "type": str,
+        "default": "",
+        "help": "folder for results.json, scores/ and report.html; goes on with what is there",
+    },
     "overwrite": {"action": "store_true", "help": "replace other results in that folder"},
     "available_only": {"type": bool, "default": None, "help": "[data.available_only]"},
 }
 
+
+REPORT_FILE = "report.html"
 
 AS_TRAINED = ("modules", "eval_mixture", "view", "instruction_split", "truncation")
 """Keys of `data` that a run is scored with. Where data are, and how many rows, is the scorer's own matter."""
@@ -41,6 +60,8 @@ AS_TRAINED = ("modules", "eval_mixture", "view", "instruction_split", "truncatio
 
 def main(argv: Sequence[str]) -> int:
     """Prints the table of results; returns 0."""
+    if "--compare" in argv:
+        return compare(argv)
     path, rest = config.take_model(argv)
     config.parse(rest, __doc__ or "", **OPTIONS)  # a mistyped key is answered before JAX starts
     settings, options = config.parse(rest, __doc__ or "", as_trained(path), **OPTIONS)
@@ -93,7 +114,7 @@ def score(path: Path, settings: config.Config, compute: config.Model | None, opt
     # After parsing: a mistyped key is answered at once.
     import jax
 
-    from t0jax import checkpoint, evaluate, sharding, train
+    from t0jax import checkpoint, evaluate, models, report, sharding, train
     from t0jax.metrics import note
 
     sharding.start_cluster()
@@ -104,17 +125,54 @@ def score(path: Path, settings: config.Config, compute: config.Model | None, opt
     mixture, view = settings.data.eval_mixture, settings.data.view
     note(f"data: opening {mixture}" + (f", view {view}" if view else ""))
     vocabulary = Path(settings.data.vocabulary) if settings.data.vocabulary else model.vocabulary
-    evaluator = evaluate.Evaluator(
-        model.network, mesh, settings.data, settings.evaluate, mixture, vocabulary=vocabulary
+    evaluator = evaluate.make_evaluator(
+        model.network, mesh, settings.data, settings.evaluate, mixture, vocabulary
     )
     folder = None
     if options.output:
-        named = {"model": f"{path.resolve()}, step {model.step}", **evaluator.describe()}
+        weights = models.fingerprint(model.params)
+        named = {
+            "model": f"{path.resolve()}, step {model.step}",
+            "weights": weights,
+            **evaluator.describe(),
+        }
         folder = evaluate.ResultsFolder(Path(options.output), named, options.overwrite)
     results = evaluator(model.params, folder, note)
-    note(f"done: {len(evaluator.scorer.compiled)} compiled shapes")
-    if jax.process_index() == 0:
-        print(results.table(), flush=True)
+    if jax.process_index() > 0:
+        return
+    print(results.table(), flush=True)
+    if folder is not None:
+        page, run = folder.folder / REPORT_FILE, None if checkpoint.is_hugging_face(path) else path
+        report.write_report([folder.folder], page, references=read_references(), run=run)
+        note(f"report: {page}")
+
+
+def compare(argv: Sequence[str]) -> int:
+    """Sets the results of several folders side by side; returns 0."""
+    from t0jax import report
+
+    parser = argparse.ArgumentParser("python -m scripts.evaluate")
+    parser.add_argument("--compare", nargs="+", required=True, metavar="DIR", type=Path)
+    parser.add_argument("--names", nargs="+", default=[], help="what to call them [their folders]")
+    parser.add_argument("--output", type=Path, metavar="FILE.html")
+    options = parser.parse_args(list(argv))
+    if options.names and len(options.names) != len(options.compare):
+        counts = f"{len(options.compare)} folders and {len(options.names)} --names"
+        raise ConfigError(f"{counts}; give one name for each folder")
+    print(report.compare_table(options.compare, options.names))
+    if options.output:
+        references = read_references()
+        report.write_report(
+            options.compare, options.output, names=options.names, references=references
+        )
+        print(f"report: {options.output}")
+    return 0
+
+
+def read_references() -> list[dict[str, Any]]:
+    """Published figures to show beside one's own."""
+    file = importlib.resources.files("tasks") / "t0_references.json"
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def merge(settings: config.Config, options: Any) -> config.Config:

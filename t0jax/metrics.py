@@ -209,7 +209,7 @@ def log_line(step: int, steps: int, values: Mapping[str, float]) -> str:
     if "mfu" in values:
         parts.append(f"MFU {values['mfu']:.1%}")
     if "eta_s" in values:
-        parts.append(f"ETA {_clock(values['eta_s'])}")
+        parts.append(f"ETA {clock(values['eta_s'])}")
     if values.get("cut"):
         parts.append(f"cut {values['cut']:.1%}")
     if values.get("skipped"):
@@ -217,7 +217,7 @@ def log_line(step: int, steps: int, values: Mapping[str, float]) -> str:
     return "  ".join(parts)
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

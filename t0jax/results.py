@@ -13,6 +13,7 @@ from t0jax.config import UserError
 
 RESULTS_FILE = "results.json"
 SCORES_FOLDER = "scores"
+ROWS_FILE = "rows.json"
 
 
 SINCE_0_2 = {"view": "", "instruction_split": "rendered", "truncation": "input", "label_words": {}}
@@ -101,6 +102,32 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     }
 
 
+def parity(rows: Sequence[ScoredRow], groups: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """How predictions differ between groups of people that a data set was made to compare.
+
+    Args:
+        rows: scored rows.
+        groups: (pair, group) of each; the rows of a pair differ in the group alone. '' is no pair.
+
+    Returns:
+        `accuracy` by group and their `gap`, largest less smallest; where there are pairs, their number (`pairs`) and
+        the share with the same prediction for all (`same`: SuperGLUE's gender parity score for AX-g, Wang et al. 2019).
+    """
+    by_group: dict[str, list[bool]] = {}
+    by_pair: dict[str, list[int]] = {}
+    for row, (pair, group) in zip(rows, groups, strict=True):
+        by_group.setdefault(group, []).append(row.prediction in row.correct)
+        if pair:
+            by_pair.setdefault(pair, []).append(row.prediction)
+    rates = {group: float(np.mean(hits)) for group, hits in sorted(by_group.items())}
+    found: dict[str, Any] = {"accuracy": rates, "gap": max(rates.values()) - min(rates.values())}
+    pairs = [predictions for predictions in by_pair.values() if len(predictions) > 1]
+    if pairs:
+        same = float(np.mean([len(set(predictions)) == 1 for predictions in pairs]))
+        found |= {"pairs": len(pairs), "same": same}
+    return found
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Results
 
@@ -112,7 +139,9 @@ class Results:
     Attributes:
         tasks: by task name: accuracy (of rows with grades their mean `grade`), macro_f1 (over choice positions), n,
             chance, dataset, prompt, coverage (share of the rows that the prompt applies to), truncated (share of the
-            scored rows whose text was too long) and seconds. A prompt that applies to no row has n 0 and no rates.
+            scored rows whose text was too long), answer_choices (where they are the same for all rows), parity (where
+            the data set compares groups), identity (a digest of prompt and data) and seconds. A prompt that applies to
+            no row has n 0 and no rates. A task scored by generated text has `metrics` in place of the rates.
         missing: by task name, why it was not scored.
     """
 
@@ -248,10 +277,10 @@ class ResultsFolder:
         """
         self.folder, self.settings = folder, json.loads(json.dumps(settings))
         there = self._settings_there()
-        if there is not None and there != self.settings:
-            if not overwrite:
-                raise EvaluationError(self._conflict(there))
-            for old in (folder / SCORES_FOLDER).glob("*.jsonl"):
+        if there is not None and there != self.settings and not overwrite:
+            raise EvaluationError(self._conflict(there))
+        if overwrite:
+            for old in (folder / RESULTS_FILE, *(folder / SCORES_FOLDER).glob("*.jsonl")):
                 old.unlink(missing_ok=True)
         (folder / SCORES_FOLDER).mkdir(parents=True, exist_ok=True)
 
@@ -275,13 +304,35 @@ class ResultsFolder:
             "replace them with --overwrite"
         )
 
+    def finished(self) -> dict[str, dict[str, Any]]:
+        """Results by task name that are there with their scores; none of a broken file."""
+        try:
+            content = json.loads((self.folder / RESULTS_FILE).read_text(encoding="utf-8"))
+            tasks = content["tasks"].items()
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return {}
+        return {name: entry for name, entry in tasks if self._scores(name).exists()}
+
+    def read_outcomes(self, task: str) -> list[tuple[int, bool]]:
+        """(row, whether its prediction is right) of a task that was written."""
+        lines = self._scores(task).read_text(encoding="utf-8").splitlines()
+        rows = map(json.loads, lines)
+        return [(row["row"], row["prediction"] in row["gold"]) for row in rows]
+
+    def _scores(self, task: str) -> Path:
+        return self.folder / SCORES_FOLDER / f"{task}.jsonl"
+
     def write_scores(self, task: str, rows: Iterable[ScoredRow]) -> None:
         """One JSON object a line: row, scores (a choice), gold (the right choices), prediction; grades, if there are.
 
         A row that was too long has `cut`.
         """
         lines = "".join(f"{json.dumps(_score_line(row))}\n" for row in rows)
-        _write(self.folder / SCORES_FOLDER / f"{task}.jsonl", lines)
+        _write(self._scores(task), lines)
+
+    def write_rows(self, rows: Mapping[str, Mapping[str, Any]]) -> None:
+        """By data set and row number: texts that a report shows."""
+        _write(self.folder / ROWS_FILE, json.dumps(rows, indent=1) + "\n")
 
     def write_results(self, results: Results, complete: bool) -> None:
         """Everything found so far; `complete` says that nothing is to come."""

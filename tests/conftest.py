@@ -37,3 +37,21 @@ def release(tmp_path_factory):
             return prompts.fetch()
         except prompts.FetchError as error:
             pytest.skip(f"promptsource's templates cannot be fetched: {str(error)[:200]}")
+
+
+@pytest.fixture(scope="session")
+def pets(tmp_path_factory):
+    """Folder of a small data set with prompts and a vocabulary (tests/pets.py)."""
+    from pets import make_pets
+
+    root = tmp_path_factory.mktemp("pets")
+    make_pets(root)
+    return root
+
+
+@pytest.fixture
+def pets_evaluator(pets, monkeypatch):
+    """Builds an evaluator of some of the prompts."""
+    from pets import evaluations
+
+    return evaluations(pets, monkeypatch)

@@ -1,11 +1,13 @@
 """What a network computes, as pure functions of a plain tree of parameters."""
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from t0jax import config as cfg
@@ -56,6 +58,29 @@ def build(config: cfg.Model) -> Network:
     axes = _plain(state, lambda p: p.get_metadata("logical_axes"))
     shapes = _plain(state, lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype))
     return Network(config, axes, shapes, graphdef, jax.tree.structure(state))
+
+
+def fingerprint(params: Params) -> str:
+    """16 hexadecimal digits that tell parameters apart by their bits, wherever their shards are."""
+    leaves = jax.tree.leaves_with_path(params)
+    sums = jax.device_get(_bit_sums([leaf for _, leaf in leaves]))
+    names = [(jax.tree_util.keystr(path), leaf.shape, str(leaf.dtype)) for path, leaf in leaves]
+    return hashlib.sha256(repr([*names, *map(int, sums)]).encode()).hexdigest()[:16]
+
+
+@jax.jit
+def _bit_sums(leaves: list[jax.Array]) -> list[jax.Array]:
+    """Of each array the sum of its elements' bits times odd numbers that grow with their place, modulo 2 ** 32."""
+
+    def bit_sum(x: jax.Array) -> jax.Array:
+        unsigned = {2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
+        bits = jax.lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32)
+        place = jnp.zeros(x.shape, jnp.uint32)
+        for axis, size in enumerate(x.shape):
+            place = place * size + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+        return jnp.sum(bits * (2 * place + 1), dtype=jnp.uint32)
+
+    return [bit_sum(x) for x in leaves]
 
 
 def _construct(config: cfg.Model, key: jax.Array) -> T5:

@@ -1,0 +1,286 @@
+"""Scoring a mixture: accuracy of every prompt by rank classification, then their median and spread by data set.
+
+`Evaluator` is prepared once and called with parameters as often as one likes. It streams the prompts' rows through
+`scoring.Scorer` and keeps scores alone; in a multi-process run each process reads and scores its own rows. With a
+folder it goes on where it was stopped: prompts whose results are there are not scored again.
+"""
+
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from t0jax import config as config_lib
+from t0jax.data import views
+from t0jax.evaluate.exchange import first_says, gather_rows, least
+from t0jax.evaluate.progress import Progress
+from t0jax.evaluate.tasks import (
+    Encoder,
+    RankTask,
+    check_missing,
+    drawn_rows,
+    find_tasks,
+    identity,
+    open_pieces,
+)
+from t0jax.metrics import note
+from t0jax.models import Network, Params
+from t0jax.report.statistics import hardest
+from t0jax.results import (
+    EvaluationError,
+    Results,
+    ResultsFolder,
+    ScoredRow,
+    chance,
+    grade,
+    macro_f1,
+    parity,
+)
+from t0jax.scoring import RankExample, Scorer
+
+__all__ = ["Encoder", "EvaluationError", "Evaluator", "RankTask", "ResultsFolder", "find_tasks"]
+
+
+def tell_no_one(line: str) -> None:
+    """A progress that is not shown."""
+
+
+class Evaluator:
+    """The evaluation of one mixture, prepared once: tasks are open, compiled shapes are kept between calls."""
+
+    def __init__(
+        self,
+        network: Network,
+        mesh: jax.sharding.Mesh,
+        data: config_lib.Data,
+        settings: config_lib.Evaluate,
+        mixture: str,
+        split: str = "",
+        vocabulary: Path | None = None,
+    ):
+        """Opens every task.
+
+        Args:
+            network, mesh: of the parameters to come.
+            data: `modules`, `view` and how it is made, `eval_split`, `available_only` and, when not given below,
+                `vocabulary`.
+            settings: lengths and options.
+            mixture: seqio mixtures or tasks, with commas between.
+            split: `data.eval_split` when empty.
+            vocabulary: SentencePiece file; `data.vocabulary`, then `T0JAX_VOCABULARY`, when None.
+
+        Raises:
+            EvaluationError: unknown mixture, a prompt without choices, data sets missing and not
+                `data.available_only`, or a vocabulary larger than the model's.
+        """
+        self.settings, self.mixture, self.split = settings, mixture, split or data.eval_split
+        self.data = data
+        found, self.missing = find_tasks(mixture, data, self.split, settings.label_words)
+        self.tasks = [task for task in found if task.has_targets]
+        self.wordless = {
+            task.name: f"view {task.view}: the prompt has no words of its own to score"
+            for task in found
+            if not task.has_targets
+        }
+        if not self.tasks and not self.missing:
+            raise EvaluationError(
+                f"the prompts of {mixture} have no words of their own, which view flipped scores; choose --view channel"
+                " or direct"
+            )
+        check_missing(mixture, data, self.missing, len(self.tasks))
+        self._check_words()
+        pieces = open_pieces(vocabulary, data, network)
+        self.encoder = Encoder(pieces, settings, data.truncation)
+        self.scorer = Scorer(network, mesh, settings)
+        self._read = 0
+
+    def _check_words(self) -> None:
+        """Says which prompts have fixed answers with none of the words to be replaced: they are scored as they are."""
+        if not self.settings.label_words:
+            return
+        words = re.compile(
+            rf"\b({'|'.join(map(re.escape, self.settings.label_words))})\b", re.IGNORECASE
+        )
+        same = [
+            task.name
+            for task in self.tasks
+            if (choices := task.rows.template.fixed_answer_choices)
+            and not any(map(words.search, choices))
+        ]
+        if same:
+            note(
+                f"note: none of the label words is in the answers of {len(same)} of {len(self.tasks)} tasks, which "
+                f"keep their own: {', '.join(same)}"
+            )
+
+    def __call__(
+        self,
+        params: Params,
+        folder: ResultsFolder | None = None,
+        progress: Callable[[str], None] = tell_no_one,
+    ) -> Results:
+        """Scores everything that is not in `folder` yet; the same on every process. Only the first one writes.
+
+        Args:
+            params: the network's parameters.
+            folder: where scores and results go as each task is finished; nowhere when None.
+            progress: is told of every finished task, and of the rows done and the time left in between.
+        """
+        writes = folder is not None and jax.process_index() == 0
+        results = Results(self._finished(folder), self.missing | self.wordless)
+        todo = [n for n, task in enumerate(self.tasks) if task.name not in results.tasks]
+        if results.tasks:
+            progress(f"going on: {len(results.tasks)} of {len(self.tasks)} tasks are in the folder")
+        rows = sum(len(self._rows(self.tasks[number])) for number in todo)
+        told = Progress(progress, len(self.tasks), rows, len(results.tasks))
+        began, self._read = time.monotonic(), 0
+        for number, scored in self._score(params, todo, told):
+            task, seconds = self.tasks[number], time.monotonic() - began
+            found = results.tasks[task.name] = self._measure(task, scored, seconds)
+            began = time.monotonic()
+            if writes:
+                folder.write_scores(task.name, scored)
+                folder.write_results(results, complete=False)
+            told.task(task.name, _in_words(found))
+        ordered = {task.name: results.tasks[task.name] for task in self.tasks}
+        results = Results(ordered, results.missing)
+        if writes:
+            folder.write_rows(self._hard_rows(folder, results))
+            folder.write_results(results, complete=True)
+        return results
+
+    def describe(self) -> dict[str, Any]:
+        """The settings that results depend on, for `ResultsFolder`."""
+        names = (
+            "max_input_length",
+            "max_target_length",
+            "length_normalize",
+            "input_eos",
+            "max_examples",
+            "label_words",
+        )
+        chosen = {name: getattr(self.settings, name) for name in names}
+        if self.settings.input_eos is None:  # what it comes to, as older results have it
+            chosen["input_eos"] = any(views.find_view(task.view).input_eos for task in self.tasks)
+        seen = {
+            name: getattr(self.data, name) for name in ("view", "instruction_split", "truncation")
+        }
+        return {"mixture": self.mixture, "split": self.split, **seen, **chosen}
+
+    def _finished(self, folder: ResultsFolder | None) -> dict[str, dict[str, Any]]:
+        """Results by task that the folder holds and that prompts and data of today would give again."""
+        there = folder.finished() if folder is not None and jax.process_index() == 0 else {}
+        return {
+            task.name: entry
+            for task in self.tasks
+            if (entry := first_says(there).get(task.name))
+            and entry.get("identity") == identity(task)
+        }
+
+    def _score(
+        self, params: Params, todo: Sequence[int], told: Progress
+    ) -> Iterator[tuple[int, list[ScoredRow]]]:
+        """(task number, its rows of all processes in order) as the tasks `todo` are finished."""
+        kept: dict[int, list[ScoredRow]] = {number: [] for number in todo}
+        waiting = list(todo)
+        reached = todo[0] if todo else 0
+        for window in self.scorer.windows(params, self._examples(todo)):
+            for example, scores in window:
+                kept[example.task].append(
+                    ScoredRow(example.index, scores, example.correct, example.grades, example.cut)
+                )
+                reached = example.task
+            told.rows(self._read * self.scorer.slices)
+            # Examples come back in order: tasks before the one reached, on every process, are finished.
+            finished = least(reached)
+            while waiting and waiting[0] < finished:
+                yield waiting[0], gather_rows(kept.pop(waiting.pop(0)))
+        for number in waiting:
+            yield number, gather_rows(kept[number])
+
+    def _examples(self, todo: Sequence[int]) -> Iterator[RankExample]:
+        """This process's rows of the tasks `todo`."""
+        for number in todo:
+            task = self.tasks[number]
+            for row in self._rows(task)[self.scorer.slice :: self.scorer.slices]:
+                self._read += 1
+                rendered = task.rows[row]
+                if rendered is not None:
+                    yield self.encoder.example(number, task, row, rendered)
+
+    def _rows(self, task: RankTask) -> list[int]:
+        return drawn_rows(len(task.rows), self.settings.max_examples)
+
+    def _measure(self, task: RankTask, rows: Sequence[ScoredRow], seconds: float) -> dict[str, Any]:
+        bad = next((row.row for row in rows if not np.isfinite(row.scores).all()), None)
+        if bad is not None:
+            raise EvaluationError(
+                f"task {task.name!r}, row {bad}: a score is not finite; the model's weights are broken, or "
+                "float16-like overflow: use float32 or bfloat16"
+            )
+        return {
+            **(_rates(task, rows) if rows else {}),
+            "n": len(rows),
+            "dataset": task.dataset,
+            "prompt": task.rows.template_name,
+            "answer_choices": None
+            if task.rows.label_words
+            else task.rows.template.fixed_answer_choices,
+            "coverage": len(rows) / max(1, len(self._rows(task))),
+            "identity": identity(task),
+            "seconds": round(seconds, 3),
+        }
+
+    def _hard_rows(self, folder: ResultsFolder, results: Results) -> dict[str, dict[str, Any]]:
+        """By data set: text and choices, by row, of the rows that most of its prompts get wrong."""
+        found: dict[str, dict[str, Any]] = {}
+        tasks = {task.name: task for task in self.tasks}
+        for dataset in results.datasets():
+            names = [n for n, entry in results.scored.items() if entry["dataset"] == dataset]
+            right = {name: folder.read_outcomes(name) for name in names}
+            shown = found[dataset] = {}
+            for row, _, _ in hardest(right):
+                name = next(name for name in names if any(row == n for n, _ in right[name]))
+                rendered = tasks[name].rows[row]
+                if rendered is not None:
+                    choices = list(rendered.choices or ())
+                    shown[str(row)] = {"task": name, "inputs": rendered.inputs, "choices": choices}
+        return found
+
+
+def make_evaluator(
+    network: Network,
+    mesh: jax.sharding.Mesh,
+    data: config_lib.Data,
+    settings: config_lib.Evaluate,
+    mixture: str,
+    vocabulary: Path | None = None,
+) -> "Evaluator | TextEvaluator":
+    """The evaluator that `settings.method` names; arguments and errors as `Evaluator`'s."""
+    kind = TextEvaluator if settings.method == "generate" else Evaluator
+    return kind(network, mesh, data, settings, mixture, vocabulary=vocabulary)
+
+
+def _rates(task: RankTask, rows: Sequence[ScoredRow]) -> dict[str, Any]:
+    gold, predicted = [row.gold for row in rows], [row.prediction for row in rows]
+    rates: dict[str, Any] = {
+        "accuracy": grade(rows),
+        "macro_f1": macro_f1(gold, predicted),
+        "chance": chance(rows),
+        "truncated": float(np.mean([row.cut for row in rows])),
+    }
+    if task.groups:
+        groups = [task.groups(task.rows.rows[row.row]) for row in rows]
+        rates["parity"] = parity(rows, groups)
+    return rates
+
+
+def _in_words(found: Mapping[str, Any]) -> str:
+    if not found["n"]:
+        return f"applies to no row, in {found['seconds']:.1f} s"
+    rate = f"{found['accuracy']:.3f} (chance {found['chance']:.3f})"
+    return f"{rate}, {found['n']} rows in {found['seconds']:.1f} s"

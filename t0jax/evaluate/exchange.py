@@ -1,0 +1,67 @@
+"""What the processes of an evaluation tell each other: how far they are, their rows, what is already there."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from t0jax.results import ScoredRow
+
+
+def least(value: int) -> int:
+    """The smallest value of all processes."""
+    if jax.process_count() == 1:
+        return value
+    return int(np.min(multihost_utils.process_allgather(np.int32(value))))
+
+
+def gather_rows(rows: Sequence[ScoredRow]) -> list[ScoredRow]:
+    """The rows of all processes, each once, by row number; a collective in a multi-process run."""
+    if jax.process_count() > 1:
+        rows = exchange_rows(rows)
+    return sorted({row.row: row for row in rows}.values(), key=lambda row: row.row)
+
+
+def exchange_rows(rows: Sequence[ScoredRow]) -> list[ScoredRow]:
+    """The rows of all processes, in no order."""
+    sizes = np.array([len(rows), max((len(row.scores) for row in rows), default=0)], np.int32)
+    count, choices = multihost_utils.process_allgather(sizes).max(axis=0)
+    # Padding rows have number -1; absent choices are marked, as NaN may be a score.
+    numbers = np.full((count, 4), -1, np.int32)
+    scores = np.zeros((count, choices), np.float32)
+    grades = np.zeros((count, choices), np.float64)
+    correct = np.zeros((count, choices), bool)
+    for i, row in enumerate(rows):
+        numbers[i] = row.row, len(row.scores), len(row.grades), row.cut
+        scores[i, : len(row.scores)] = row.scores
+        grades[i, : len(row.grades)] = row.grades
+        correct[i, list(row.correct)] = True
+    # JAX would round float64 to float32: it goes as what it is made of.
+    everyone = multihost_utils.process_allgather((numbers, scores, grades.view(np.int32), correct))
+    numbers, scores, grades, correct = (np.concatenate(list(part)) for part in everyone)
+    grades = grades.view(np.float64)
+    return [
+        ScoredRow(
+            int(row),
+            scores[i, :k],
+            tuple(map(int, np.flatnonzero(correct[i]))),
+            tuple(grades[i, :graded].tolist()),
+            bool(cut),
+        )
+        for i, (row, k, graded, cut) in enumerate(numbers)
+        if row >= 0
+    ]
+
+
+def first_says(content: Any) -> Any:
+    """The first process's `content` (as JSON), on every process."""
+    if jax.process_count() == 1:
+        return content
+    text = np.frombuffer(json.dumps(content).encode(), np.uint8)
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
+    padded = np.zeros(size, np.uint8)
+    padded[: min(size, len(text))] = text[:size]
+    return json.loads(bytes(np.asarray(multihost_utils.broadcast_one_to_all(padded))).decode())

@@ -1,0 +1,40 @@
+"""Lines that say how far an evaluation is."""
+
+import time
+from collections.abc import Callable
+
+from t0jax.metrics import clock
+
+REPORT_SECONDS = 10.0
+
+
+class Progress:
+    """Tells of every finished task, and in between how many rows are done and how long the rest may take."""
+
+    def __init__(self, tell: Callable[[str], None], tasks: int, rows: int, done: int = 0):
+        """
+        Args:
+            tell: is called with each line.
+            tasks: number of all tasks.
+            rows: to be read for those that are not done yet.
+            done: tasks that are done already.
+        """
+        self._tell, self._tasks, self._rows, self._done = tell, tasks, rows, done
+        self._began = self._told = time.monotonic()
+
+    def task(self, name: str, found: str) -> None:
+        """A task is finished with `found`, e.g. its accuracy."""
+        self._done += 1
+        self._tell(f"{self._done}/{self._tasks} {name}: {found}")
+
+    def rows(self, read: int) -> None:
+        """So many rows were read since the start."""
+        now = time.monotonic()
+        if now - self._told < REPORT_SECONDS or not read:
+            return
+        self._told, rate = now, read / (now - self._began)
+        left = clock(max(0, self._rows - read) / rate)
+        self._tell(
+            f"scored: {self._done}/{self._tasks} tasks, {read:,} of {self._rows:,} rows, {rate:,.0f} rows/s, "
+            f"about {left} left"
+        )

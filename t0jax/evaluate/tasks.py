@@ -1,0 +1,225 @@
+"""The tasks of a mixture, opened for scoring, and what all scoring shares: splits, rows, the vocabulary."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from t0jax import config as config_lib
+from t0jax.data import views
+from t0jax.data.encoding import PairEncoder
+from t0jax.data.registry import import_tasks
+from t0jax.data.rows import DataUnavailable, PromptedRows
+from t0jax.data.templates import Rendered
+from t0jax.data.vocabulary import Pieces, vocabulary_path
+from t0jax.models import Network
+from t0jax.results import EvaluationError, missing_lines
+from t0jax.scoring import RankExample
+
+DRAW_SEED = 42
+"""Of the rows that `evaluate.max_examples` leaves."""
+
+
+@dataclass(frozen=True)
+class RankTask:
+    """One prompt on one split, seen through a view."""
+
+    name: str
+    rows: PromptedRows
+    view: str = "direct"
+    split: str = ""
+    """The split asked for first; the rows' own may be another (ANLI's rounds, a split to fall back on)."""
+    groups: Callable[[Mapping[str, Any]], tuple[str, str]] | None = None
+    """(pair, group) of a row, where the data set compares groups of people; see `results.parity`."""
+
+    @property
+    def has_targets(self) -> bool:
+        """Whether there is something to score: a flipped prompt needs words of its own."""
+        wants = views.find_view(self.view).needs_split
+        return not wants or self.rows.template.has_instruction
+
+    @property
+    def dataset(self) -> str:
+        """The data set's name in tables."""
+        return dataset_name(self.rows, self.split)
+
+
+def dataset_name(rows: PromptedRows, split: str) -> str:
+    """`super_glue/rte`, with the split's name where it is another than asked for, `anli/dev_r1`."""
+    name = rows.spec.name if rows.split == split else f"{rows.spec.name}/{rows.split}"
+    return f"{name}, other words" if rows.label_words else name
+
+
+def identity(task: Any) -> str:
+    """A digest of what a task's results depend on besides the settings: its prompt, its view and its data."""
+    template = task.rows.template
+    prompt = (template.jinja, template.answer_choices, *task.rows.label_words)
+    data = (task.rows.spec.name, task.rows.split, *task.rows.data_sizes())
+    return hashlib.sha256(repr((task.view, prompt, data)).encode()).hexdigest()[:16]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Opening
+
+
+def find_tasks(
+    mixture: str,
+    data: config_lib.Data,
+    split: str,
+    label_words: Mapping[str, str] = MappingProxyType({}),
+) -> tuple[list[RankTask], dict[str, str]]:
+    """The tasks of a seqio mixture, opened, and why others cannot be: (tasks, reason by name).
+
+    Args:
+        mixture: seqio mixtures or tasks that `data.modules` register, with commas between.
+        data: its `view` and `instruction_split` say how prompts are seen.
+        split: of the data sets; of several with commas between, the first that a data set has.
+        label_words: {word: other word} for every task, in place of its own.
+
+    Raises:
+        EvaluationError: an unknown mixture, or a task that is no prompt with answer choices.
+        t0jax.data.rows.DataError: a broken file, or a column that a prompt reads and the data lacks.
+    """
+    tasks, missing = [], {}
+    for name, source in find_sources(mixture, data):
+        try:
+            rows, view = open_rows(source, data, split, label_words)
+        except DataUnavailable as error:
+            missing[name] = str(error)
+            continue
+        try:
+            rows.require_choices()
+        except ValueError as error:
+            raise EvaluationError(f"task {name!r}: {error}") from None
+        tasks.append(RankTask(name, rows, view, split.partition(",")[0], source.groups))
+    return tasks, missing
+
+
+def find_sources(mixture: str, data: config_lib.Data) -> Iterator[tuple[str, Any]]:
+    """(name, source) of the tasks of a mixture, by name.
+
+    Raises:
+        EvaluationError: an unknown mixture, or a task that is not made from prompts.
+    """
+    import_tasks(data.modules)
+    from t0jax.data import sources  # here: it imports TensorFlow, which scoring does without
+
+    try:
+        names = {name for part in mixture.split(",") for name in sources.members(part.strip())}
+    except ValueError as error:
+        raise EvaluationError(f"{error}: {', '.join(data.modules)}") from error
+    for name in sorted(names):
+        source = sources.seqio.TaskRegistry.get(name).source
+        if not isinstance(source, sources.PromptSource):
+            raise EvaluationError(
+                f"task {name!r} is not made from a prompt (its source is a {type(source).__name__}), so "
+                "its choices are not known; score tasks added with t0jax.data.sources"
+            )
+        yield name, source
+
+
+def open_rows(
+    source: Any,
+    data: config_lib.Data,
+    split: str,
+    label_words: Mapping[str, str] = MappingProxyType({}),
+) -> tuple[PromptedRows, str]:
+    """The rows of the first split that is there, and the view they are seen through.
+
+    Raises:
+        DataUnavailable: none of the splits is there; the reason is the first one's.
+    """
+    view, reasons = data.view or source.view, []
+    for name in split.split(","):
+        try:
+            rows = source.rows(
+                name.strip(),
+                view=view,
+                instruction_split=data.instruction_split,
+                label_words=label_words,
+            )
+            len(rows)  # opens the data: what is missing is known before anything is scored
+            return rows, view
+        except DataUnavailable as error:
+            reasons.append(error)
+    raise reasons[0]
+
+
+def check_missing(
+    mixture: str, data: config_lib.Data, missing: Mapping[str, str], found: int
+) -> None:
+    """Refuses missing data sets unless `data.available_only`, and that all of them are.
+
+    Raises:
+        EvaluationError: which they are and why, a reason a line.
+    """
+    if missing and (not data.available_only or not found):
+        lines = "\n".join(missing_lines(missing))
+        way_out = "" if not found else "\ngo on without them: --data.available_only true"
+        raise EvaluationError(f"data sets of {mixture} are missing\n{lines}{way_out}")
+
+
+def open_pieces(vocabulary: Path | None, data: config_lib.Data, network: Network) -> Pieces:
+    """The vocabulary: as given, else `data.vocabulary`, else `T0JAX_VOCABULARY`.
+
+    Raises:
+        EvaluationError: it is larger than the model's.
+    """
+    pieces = Pieces(vocabulary or data.vocabulary or vocabulary_path())
+    if pieces.size > network.config.vocab_size:
+        raise EvaluationError(
+            f"the vocabulary {pieces.path} has {pieces.size} ids, the model's embedding "
+            f"{network.config.vocab_size} rows; use the vocabulary the model was trained with"
+        )
+    return pieces
+
+
+def drawn_rows(size: int, limit: int) -> list[int]:
+    """Numbers of the rows to score, in order. Some of many are drawn at random, for data may be sorted by label."""
+    if not 0 < limit < size:
+        return list(range(size))
+    return sorted(np.random.default_rng(DRAW_SEED).choice(size, limit, replace=False).tolist())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Encoding
+
+
+class Encoder:
+    """Rendered examples -> token ids in T0's way: inputs without EOS (unless asked), targets with."""
+
+    def __init__(self, pieces: Pieces, settings: config_lib.Evaluate, truncation: str = "input"):
+        lengths = settings.max_input_length, settings.max_target_length
+        self._pairs = PairEncoder(pieces, *lengths, settings.input_eos, truncation)
+
+    def example(self, number: int, task: RankTask, row: int, rendered: Rendered) -> RankExample:
+        """The example of `task`, which is number `number` of an evaluation.
+
+        Raises:
+            EvaluationError: the right choice is hidden (-1) or not among the choices, or there is none to choose from.
+        """
+        try:
+            correct = views.correct_choices(rendered)
+            pairs = views.candidates(views.find_view(task.view), rendered)
+        except ValueError as error:
+            raise EvaluationError(f"task {task.name!r}, row {row}: {error}") from None
+        if not correct:
+            raise EvaluationError(_no_gold(task, row, rendered))
+        encoded = self._pairs.encode([pairs])[0]
+        tokens = tuple((pair.inputs, pair.targets) for pair in encoded)
+        cut = any(pair.cut for pair in encoded)
+        return RankExample(row, tokens, correct, number, rendered.grades or (), cut)
+
+
+def _no_gold(task: RankTask, row: int, rendered: Rendered) -> str:
+    if not rendered.targets:
+        why = f"no known answer: labels of {task.rows.spec.name} {task.rows.split} are hidden or empty"
+    else:
+        why = f"the answer {rendered.targets!r} is not among the choices {list(rendered.choices or ())}"
+    return (
+        f"task {task.name!r}, row {row}: {why}; score a split with labels, or leave the prompt out"
+    )

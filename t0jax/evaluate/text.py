@@ -1,0 +1,381 @@
+"""Scoring by generated text: the model writes an answer for each row, and the tasks' own metrics compare it with the
+target.
+
+Tasks are text-to-text ones made from prompts (`t0_train`'s: summaries, answers, whatever a prompt asks for); what is
+measured is what they declare in seqio, `postprocess_fn` and those `metric_fns` that take (targets, predictions). A
+prompt renders one target a row: where a data set has several right answers, only that one counts.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from t0jax import config as config_lib
+from t0jax.data import views
+from t0jax.data.encoding import PairEncoder
+from t0jax.data.rows import DataUnavailable, PromptedRows
+from t0jax.evaluate.exchange import first_says
+from t0jax.evaluate.progress import Progress
+from t0jax.evaluate.tasks import (
+    check_missing,
+    dataset_name,
+    drawn_rows,
+    find_sources,
+    identity,
+    open_pieces,
+    open_rows,
+)
+from t0jax.generate import Generator, Settings
+from t0jax.models import Network, Params
+from t0jax.results import EvaluationError, Results, ResultsFolder
+
+Metric = Callable[[Sequence[Any], Sequence[Any]], Mapping[str, Any]]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Tasks
+
+
+@dataclass(frozen=True)
+class TextTask:
+    """One prompt on one split, and how what is written for it is measured.
+
+    Attributes:
+        name: of the seqio task.
+        rows: the prompted rows.
+        view: how they are seen; what is written is its targets.
+        split: the one asked for first; the rows' own may be another.
+        postprocess: seqio's (text, example=, is_target=) -> what the metrics compare.
+        metrics: (targets, predictions) -> {name: value}.
+    """
+
+    name: str
+    rows: PromptedRows
+    view: str
+    split: str
+    postprocess: Callable[..., Any]
+    metrics: tuple[Metric, ...]
+
+    @property
+    def dataset(self) -> str:
+        """The data set's name in tables."""
+        return dataset_name(self.rows, self.split)
+
+
+@dataclass(frozen=True)
+class TextRow:
+    """What was written for one row of a data set through one prompt.
+
+    Attributes:
+        row: its number in the data set.
+        inputs, target: as the view renders them.
+        prediction: what was written, without end of sequence.
+        score: the model's log-probability of that in nats; not finite where the model is broken.
+        cut: the input was too long and lost some, or the target is longer than may be written.
+    """
+
+    row: int
+    inputs: str
+    target: str
+    prediction: str
+    score: float
+    cut: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """A line of `scores/<task>.jsonl`."""
+        line = {"row": self.row, "target": self.target, "prediction": self.prediction}
+        return line | ({"cut": True} if self.cut else {})
+
+
+def exact_match(targets: Sequence[Any], predictions: Sequence[Any]) -> dict[str, float]:
+    """Percentage of predictions equal to their target; measures tasks that declare no metric of their own."""
+    hits = [target == prediction for target, prediction in zip(targets, predictions, strict=True)]
+    return {"exact_match": 100.0 * sum(hits) / len(hits)}
+
+
+def find_text_tasks(
+    mixture: str,
+    data: config_lib.Data,
+    split: str,
+    label_words: Mapping[str, str] = MappingProxyType({}),
+) -> tuple[list[TextTask], dict[str, str]]:
+    """The text-to-text tasks of a seqio mixture, opened, and why others cannot be: (tasks, reason by name).
+
+    Arguments as of `find_tasks`.
+
+    Raises:
+        EvaluationError: an unknown mixture, a task for rank classification, or one that is no prompt.
+        t0jax.data.rows.DataError: a broken file, or a column that a prompt reads and the data lacks.
+        UserError: a metric's package is not installed.
+    """
+    tasks, missing = [], {}
+    for name, source in find_sources(mixture, data):
+        if source.rank:
+            raise EvaluationError(
+                f"task {name!r} ranks answer choices, and evaluate.method is generate; name the tasks without "
+                "`_score_eval` at their end, or set evaluate.method to rank"
+            )
+        try:
+            rows, view = open_rows(source, data, split, label_words)
+        except DataUnavailable as error:
+            missing[name] = str(error)
+            continue
+        asked = split.partition(",")[0].strip()
+        tasks.append(TextTask(name, rows, view, asked, *_measures(name)))
+    return tasks, missing
+
+
+def _measures(name: str) -> tuple[Callable[..., Any], tuple[Metric, ...]]:
+    """Postprocessor and metrics of a task, their packages imported."""
+    from t0jax.data import sources  # here: it imports TensorFlow, which scoring does without
+
+    task = sources.seqio.TaskRegistry.get(name)
+    metrics = tuple(task.predict_metric_fns) or (exact_match,)
+    for metric in metrics:
+        getattr(metric, "prepare", tuple)()
+    return task.postprocess_fn, metrics
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Evaluator
+
+
+class TextEvaluator:
+    """The evaluation of one mixture by generated text, prepared once; see `Evaluator`, which it stands in for."""
+
+    def __init__(
+        self,
+        network: Network,
+        mesh: jax.sharding.Mesh,
+        data: config_lib.Data,
+        settings: config_lib.Evaluate,
+        mixture: str,
+        split: str = "",
+        vocabulary: Path | None = None,
+    ):
+        """Opens every task.
+
+        Args:
+            network, mesh: of the parameters to come.
+            data: as of `Evaluator`.
+            settings: lengths, `num_beams`, `max_examples` and `label_words`. At most `max_target_length` tokens are
+                written; how many rows at a time depends on the machine, not on `batch_size`.
+            mixture: seqio mixtures or tasks, with commas between.
+            split: `data.eval_split` when empty.
+            vocabulary: SentencePiece file; `data.vocabulary`, then `T0JAX_VOCABULARY`, when None.
+
+        Raises:
+            EvaluationError: as `find_text_tasks`; data sets missing and not `data.available_only`, or a vocabulary
+                larger than the model's.
+            ConfigError: more beams than the vocabulary has continuations for.
+        """
+        self.settings, self.mixture, self.split = settings, mixture, split or data.eval_split
+        self.data = data
+        self.tasks, self.missing = find_text_tasks(mixture, data, self.split, settings.label_words)
+        check_missing(mixture, data, self.missing, len(self.tasks))
+        self.pieces = open_pieces(vocabulary, data, network)
+        longest = settings.max_input_length, settings.max_target_length
+        self.encoder = PairEncoder(self.pieces, *longest, settings.input_eos, data.truncation)
+        how = Settings(
+            num_beams=settings.num_beams, max_input_length=longest[0], max_new_tokens=longest[1]
+        )
+        self.generator = Generator(network, mesh, how)
+
+    def __call__(
+        self,
+        params: Params,
+        folder: ResultsFolder | None = None,
+        progress: Callable[[str], None] = lambda line: None,
+    ) -> Results:
+        """Scores everything that is not in `folder` yet; the same on every process. Only the first one writes.
+
+        Args:
+            params: the network's parameters.
+            folder: where texts and results go as each task is finished; nowhere when None.
+            progress: is told of every finished task, and of the rows done and the time left in between.
+        """
+        writes = folder is not None and jax.process_index() == 0
+        results = Results(self._finished(folder), dict(self.missing))
+        todo = [task for task in self.tasks if task.name not in results.tasks]
+        rows = sum(len(self._rows(task)) for task in todo)
+        told = Progress(progress, len(self.tasks), rows, len(results.tasks))
+        for task, written, seconds in self._write(params, todo, told):
+            found = results.tasks[task.name] = self._measure(task, written, seconds)
+            if writes:
+                folder.write_scores(task.name, written)
+                folder.write_results(results, complete=False)
+            told.task(task.name, in_words(found))
+        results = Results({t.name: results.tasks[t.name] for t in self.tasks}, results.missing)
+        if writes:
+            folder.write_results(results, complete=True)
+        return results
+
+    def describe(self) -> dict[str, Any]:
+        """The settings that results depend on, for `ResultsFolder`."""
+        names = (
+            *("max_input_length", "max_target_length", "input_eos", "max_examples", "num_beams"),
+            "label_words",
+        )
+        chosen = {name: getattr(self.settings, name) for name in names}
+        if self.settings.input_eos is None:
+            chosen["input_eos"] = any(views.find_view(task.view).input_eos for task in self.tasks)
+        seen = {n: getattr(self.data, n) for n in ("view", "instruction_split", "truncation")}
+        return {
+            "method": "generate",
+            "mixture": self.mixture,
+            "split": self.split,
+            **seen,
+            **chosen,
+        }
+
+    def _finished(self, folder: ResultsFolder | None) -> dict[str, dict[str, Any]]:
+        """Results by task that the folder holds and that prompts and data of today would give again."""
+        there = first_says(
+            folder.finished() if folder is not None and jax.process_index() == 0 else {}
+        )
+        return {
+            task.name: there[task.name]
+            for task in self.tasks
+            if task.name in there and there[task.name].get("identity") == identity(task)
+        }
+
+    def _rows(self, task: TextTask) -> list[int]:
+        return drawn_rows(len(task.rows), self.settings.max_examples)
+
+    def _write(
+        self, params: Params, tasks: Sequence[TextTask], told: Progress
+    ) -> Iterator[tuple[TextTask, list[TextRow], float]]:
+        """Each task with its rows of all processes, in order, and the seconds they took."""
+        params, done = self.generator.shard(params), 0
+        slices = self.generator.slices
+        for task in tasks:
+            began, before = time.monotonic(), done
+
+            def progress(written: int, before: int = before) -> None:
+                told.rows(before + written * slices)
+
+            rows = gather_texts(self._written(params, task, progress))
+            done += len(self._rows(task))
+            yield task, rows, time.monotonic() - began
+
+    def _written(
+        self, params: Params, task: TextTask, progress: Callable[[int], None]
+    ) -> list[TextRow]:
+        """This process's rows of a task."""
+        asked: list[tuple[int, views.Pair, bool]] = []
+
+        def inputs() -> Iterator[np.ndarray]:
+            for row in self._rows(task)[self.generator.slice :: self.generator.slices]:
+                lesson = self._lesson(task, row)
+                if lesson is not None:
+                    encoded = self.encoder.encode([[lesson.right]], [lesson.peers])[0][0]
+                    asked.append((row, lesson.right, encoded.cut))
+                    yield encoded.inputs
+
+        rows = []
+        for number, one in enumerate(self.generator(params, inputs(), progress)):
+            row, pair, cut = asked[number]
+            text = self.pieces.decode_spelled(one.tokens)
+            rows.append(TextRow(row, pair.inputs, pair.targets, text, one.score, cut))
+        return rows
+
+    def _lesson(self, task: TextTask, row: int) -> views.Lesson | None:
+        """What training would learn from a row; None where the prompt does not apply or there is no known answer."""
+        rendered = task.rows[row]
+        return None if rendered is None else views.lesson(views.find_view(task.view), rendered)
+
+    def _measure(self, task: TextTask, rows: Sequence[TextRow], seconds: float) -> dict[str, Any]:
+        bad = next((row.row for row in rows if not np.isfinite(row.score)), None)
+        if bad is not None:
+            raise EvaluationError(
+                f"task {task.name!r}, row {bad}: the text's probability is not finite; the model's weights are "
+                "broken, or float16-like overflow: use float32 or bfloat16"
+            )
+        rates = {
+            "metrics": measure(task, rows),
+            "truncated": float(np.mean([row.cut for row in rows])),
+        }
+        return {
+            **(rates if rows else {}),
+            "n": len(rows),
+            "dataset": task.dataset,
+            "prompt": task.rows.template_name,
+            "coverage": len(rows) / max(1, len(self._rows(task))),
+            "identity": identity(task),
+            "seconds": round(seconds, 3),
+        }
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Measuring
+
+
+def measure(task: TextTask, rows: Sequence[TextRow]) -> dict[str, float]:
+    """Values of the task's metrics, each what it returns: percent for those of `tasks.t0_metrics`.
+
+    Raises:
+        EvaluationError: two metrics give a value of the same name, or one gives something that is no number.
+    """
+    examples = [{"inputs_pretokenized": r.inputs, "targets_pretokenized": r.target} for r in rows]
+    targets, predictions = (
+        [
+            task.postprocess(getattr(row, side), example=example, is_target=side == "target")
+            for row, example in zip(rows, examples, strict=True)
+        ]
+        for side in ("target", "prediction")
+    )
+    values: dict[str, float] = {}
+    for metric in task.metrics:
+        for name, value in metric(targets, predictions).items():
+            values[name] = _value(f"task {task.name!r}: its metric {metric!r}", name, value, values)
+    return values
+
+
+def _value(metric: str, name: str, value: Any, known: Mapping[str, float]) -> float:
+    if name in known:
+        raise EvaluationError(f"{metric} is not the first to give {name!r}; leave one metric out")
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise EvaluationError(
+            f"{metric} gives {name!r} as {type(value).__name__}, which is no number; leave it out"
+        ) from None
+
+
+def in_words(found: Mapping[str, Any]) -> str:
+    """A task's results on one line."""
+    if not found["n"]:
+        return f"applies to no row, in {found['seconds']:.1f} s"
+    values = ", ".join(f"{name} {value:.2f}" for name, value in found["metrics"].items())
+    return f"{values}, {found['n']} rows in {found['seconds']:.1f} s"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Between processes
+
+
+def gather_texts(rows: Sequence[TextRow]) -> list[TextRow]:
+    """The rows of all processes, each once, by row number; a collective in a multi-process run."""
+    if jax.process_count() > 1:
+        rows = exchange_texts(rows)
+    return sorted({row.row: row for row in rows}.values(), key=lambda row: row.row)
+
+
+def exchange_texts(rows: Sequence[TextRow]) -> list[TextRow]:
+    """The rows of all processes, in no order."""
+    fields = [tuple(vars(row).values()) for row in rows]
+    text = np.frombuffer(json.dumps(fields).encode(), np.uint8)
+    sizes = np.ravel(multihost_utils.process_allgather(np.int32(len(text))))
+    padded = np.zeros(max(sizes), np.uint8)
+    padded[: len(text)] = text
+    everyone = multihost_utils.process_allgather(padded).reshape(len(sizes), -1)
+    parts = (bytes(part[:size]) for part, size in zip(everyone, sizes, strict=True))
+    return [TextRow(*row) for part in parts for row in json.loads(part)]

@@ -1,0 +1,273 @@
+"""Results folders and run folders as a report reads them: plain files, written by `t0jax.results` and `t0jax.metrics`."""
+
+import datetime
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from t0jax.config import UserError
+from t0jax.report import statistics
+from t0jax.results import RESULTS_FILE, SCORES_FOLDER
+
+ROWS_FILE = "rows.json"
+METRICS_FILE = "metrics.jsonl"
+
+
+class ReportError(UserError, ValueError):
+    """Results that cannot be read; the message names the file and the way out."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One task that was scored by ranking choices.
+
+    Attributes:
+        task: its name.
+        entry: what `results.json` says of it.
+        lines: of its `scores/<task>.jsonl`, one a row; empty where the file is not there.
+    """
+
+    task: str
+    entry: Mapping[str, Any]
+    lines: Sequence[Mapping[str, Any]] = ()
+
+    @property
+    def name(self) -> str:
+        return str(self.entry["prompt"])
+
+    @property
+    def accuracy(self) -> float:
+        return float(self.entry["accuracy"])
+
+    @property
+    def answer_choices(self) -> tuple[str, ...]:
+        """The same for every row; empty where a prompt makes them from the row, or where that is not known."""
+        return tuple(self.entry.get("answer_choices") or ())
+
+    @cached_property
+    def by_row(self) -> dict[int, Mapping[str, Any]]:
+        return {line["row"]: line for line in self.lines}
+
+    @cached_property
+    def grades(self) -> dict[int, float]:
+        """What each row's prediction is worth."""
+        return {line["row"]: _grade(line) for line in self.lines}
+
+    @property
+    def right(self) -> list[tuple[int, bool]]:
+        """(row, whether its prediction is a right one)."""
+        return [(line["row"], line["prediction"] in line["gold"]) for line in self.lines]
+
+    @property
+    def pairs(self) -> list[tuple[int, int]]:
+        """(right choice, prediction) of each row; of several right choices the predicted one, if it is among them."""
+        return [
+            (line["prediction"] if line["prediction"] in line["gold"] else line["gold"][0], line["prediction"])
+            for line in self.lines
+        ]  # fmt: skip
+
+
+def _grade(line: Mapping[str, Any]) -> float:
+    if grades := line.get("grades"):
+        return float(grades[line["prediction"]])
+    return float(line["prediction"] in line["gold"])
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """The prompts of one data set and their bootstrap."""
+
+    name: str
+    prompts: tuple[Prompt, ...]
+    """Best first."""
+
+    @cached_property
+    def rows(self) -> tuple[int, ...]:
+        """Numbers of the rows that any prompt applies to; empty where a prompt's scores are not there."""
+        if not all(prompt.lines for prompt in self.prompts):
+            return ()
+        return tuple(sorted({row for prompt in self.prompts for row in prompt.grades}))
+
+    @cached_property
+    def means(self) -> np.ndarray | None:
+        """Bootstrapped accuracies [resamples, prompts]; None without scores."""
+        if not self.rows:
+            return None
+        grades = [[prompt.grades.get(row, np.nan) for row in self.rows] for prompt in self.prompts]
+        return statistics.resampled_means(np.array(grades), self.name)
+
+    @property
+    def values(self) -> np.ndarray:
+        """Accuracy by prompt."""
+        return np.array([prompt.accuracy for prompt in self.prompts])
+
+    @property
+    def mean(self) -> float:
+        return float(self.values.mean())
+
+    @property
+    def chance(self) -> float:
+        return self.average("chance")
+
+    def average(self, rate: str) -> float:
+        """Mean over prompts of a rate of `results.json`."""
+        return float(np.mean([prompt.entry[rate] for prompt in self.prompts]))
+
+    @cached_property
+    def mean_interval(self) -> tuple[float, float] | None:
+        if self.means is None:
+            return None
+        return statistics.interval(statistics.mean_over_prompts(self.means))
+
+    @cached_property
+    def median_interval(self) -> tuple[float, float] | None:
+        if self.means is None:
+            return None
+        return statistics.interval(statistics.median_over_prompts(self.means))
+
+    def same_rows(self, other: "DataSet") -> bool:
+        """Whether both were scored on the same rows, with the same right choices where they share a prompt."""
+        if not self.rows or self.rows != other.rows:
+            return False
+        theirs = {prompt.name: prompt for prompt in other.prompts}
+        return all(
+            line["gold"] == theirs[prompt.name].by_row.get(line["row"], line)["gold"]
+            for prompt in self.prompts
+            if prompt.name in theirs
+            for line in prompt.lines
+        )
+
+
+@dataclass(frozen=True)
+class Folder:
+    """One results folder.
+
+    Attributes:
+        name: what the report calls it.
+        path: where it is.
+        date: when its results were written, UTC.
+        settings: of the evaluation.
+        complete: nothing is to come.
+        datasets: scored by ranking choices, by name.
+        written: entries of the tasks whose generated text was measured, by task.
+        unscored: tasks whose prompt applies to no row.
+        missing: by task, why it was not scored.
+        texts: `rows.json`: by data set and row number, the row's text and choices.
+    """
+
+    name: str
+    path: Path
+    date: datetime.datetime
+    settings: Mapping[str, Any]
+    complete: bool
+    datasets: Mapping[str, DataSet]
+    written: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    unscored: Sequence[str] = ()
+    missing: Mapping[str, str] = field(default_factory=dict)
+    texts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @property
+    def prompts(self) -> list[Prompt]:
+        return [prompt for dataset in self.datasets.values() for prompt in dataset.prompts]
+
+    @property
+    def model(self) -> str:
+        return str(self.settings.get("model") or self.path)
+
+    def examples(self, task: str, limit: int) -> list[Mapping[str, Any]]:
+        """The first lines of a task's scores."""
+        return _read_lines(self.path / SCORES_FOLDER / f"{task}.jsonl")[:limit]
+
+
+def read_folder(path: Path, name: str = "") -> Folder:
+    """Reads `results.json`, `scores/` and, where it is there, `rows.json`.
+
+    Raises:
+        ReportError: no results, or a file that is not what it should be.
+    """
+    file = path / RESULTS_FILE
+    if not file.is_file():
+        raise ReportError(f"{path} has no {RESULTS_FILE}; give a folder that `scripts.evaluate --output` wrote")
+    content = _read_json(file)
+    try:
+        return _open(path, name or path.resolve().name, content)
+    except (KeyError, TypeError, IndexError) as error:
+        raise ReportError(
+            f"{file} or the scores beside it are not of a form that this version writes ({error!r}); score again with "
+            "--overwrite"
+        ) from error  # fmt: skip
+
+
+def _open(path: Path, name: str, content: Mapping[str, Any]) -> Folder:
+    tasks = content["tasks"]
+    groups: dict[str, list[Prompt]] = {}
+    for task, entry in tasks.items():
+        if entry.get("n") and "accuracy" in entry:
+            lines = _read_lines(path / SCORES_FOLDER / f"{task}.jsonl")
+            groups.setdefault(entry["dataset"], []).append(Prompt(task, entry, lines))
+    rows = path / ROWS_FILE
+    return Folder(
+        name=name,
+        path=path,
+        date=datetime.datetime.fromtimestamp((path / RESULTS_FILE).stat().st_mtime, datetime.UTC),
+        settings=content.get("settings", {}),
+        complete=bool(content.get("complete")),
+        datasets={
+            dataset: DataSet(dataset, tuple(sorted(prompts, key=lambda p: (-p.accuracy, p.name))))
+            for dataset, prompts in sorted(groups.items())
+        },
+        written={task: entry for task, entry in tasks.items() if "metrics" in entry},
+        unscored=[task for task, entry in tasks.items() if not entry.get("n", 1)],
+        missing=content.get("missing", {}),
+        texts=_read_json(rows) if rows.is_file() else {},
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ReportError(f"{path} is no JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ReportError(f"{path} holds a {type(content).__name__}, not an object")
+    return content
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    """All lines in one parse, which is several times as fast as one by one; none where there is no file."""
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    try:
+        return json.loads(f"[{','.join(filter(None, lines))}]")
+    except ValueError as error:
+        raise ReportError(f"{path} is no JSON lines: {error}; score the task again") from error
+
+
+def read_curves(run: Path) -> dict[str, tuple[list[float], list[float]]]:
+    """A run's `metrics.jsonl` as (steps, values) of each number, in the file's order.
+
+    Raises:
+        ReportError: there is no such file.
+    """
+    path = run / METRICS_FILE
+    if not path.is_file():
+        raise ReportError(f"{run} has no {METRICS_FILE}; give the folder of a training run")
+    curves: dict[str, tuple[list[float], list[float]]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            row = json.loads(line)
+            step = row.pop("step")
+        except (ValueError, KeyError, AttributeError):
+            continue  # a line that a kill cut short
+        for name, value in row.items():
+            if isinstance(value, int | float) and np.isfinite(value):
+                steps, values = curves.setdefault(name, ([], []))
+                steps.append(step)
+                values.append(value)
+    return curves

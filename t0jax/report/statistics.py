@@ -1,0 +1,97 @@
+"""What a report computes from scored rows: bootstrap intervals, confusion tables, the hardest rows.
+
+Everything here is numpy on arrays of grades. A grade is what a row's prediction is worth: 1 or 0, or between them where
+the data set grades its choices. A mean grade is an accuracy.
+"""
+
+import zlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+RESAMPLES = 1000
+LEVEL = 0.95
+_CHUNK = 2_000_000
+"""Draws held at a time."""
+
+
+def resampled_means(
+    grades: np.ndarray, name: str = "", resamples: int = RESAMPLES, seed: int = 0
+) -> np.ndarray:
+    """Mean grade of every prompt in bootstrap samples of a data set's rows.
+
+    A sample draws whole rows, for all prompts together: what makes a row hard is shared by its prompts, so intervals of
+    a mean or median over prompts are right. Equal `name`, `seed` and number of rows give equal draws, so that the
+    samples of two models on the same rows are paired.
+
+    Args:
+        grades: [prompts, rows]; NaN where a prompt does not apply to a row.
+        name: of the data set; data sets are drawn independently of each other.
+        resamples: samples to draw.
+        seed: of the draws.
+
+    Returns:
+        [resamples, prompts]; NaN where a sample has no row that the prompt applies to.
+    """
+    rows = grades.shape[1]
+    rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
+    applies = ~np.isnan(grades)
+    both = np.concatenate([np.where(applies, grades, 0.0), applies]).T  # [rows, 2 prompts]
+    chunk = max(1, _CHUNK // rows)
+    sums = [
+        _counts(rng, min(chunk, resamples - start), rows) @ both
+        for start in range(0, resamples, chunk)
+    ]
+    total, scored = np.split(np.concatenate(sums), 2, axis=1)
+    return np.divide(total, scored, out=np.full_like(total, np.nan), where=scored > 0)
+
+
+def _counts(rng: np.random.Generator, samples: int, rows: int) -> np.ndarray:
+    """How often each row is drawn in each sample, [samples, rows] float64."""
+    drawn = rng.integers(0, rows, (samples, rows)) + rows * np.arange(samples)[:, None]
+    return np.bincount(drawn.ravel(), minlength=samples * rows).reshape(samples, rows).astype(float)
+
+
+def interval(values: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
+    """The percentile interval of bootstrapped values [resamples]; NaN, where a sample had no rows, is left out."""
+    tail = 50 * (1 - level)
+    low, high = np.nanpercentile(values, [tail, 100 - tail])
+    return float(low), float(high)
+
+
+def mean_over_prompts(means: np.ndarray) -> np.ndarray:
+    """[resamples, prompts] -> [resamples], as a data set's mean is made."""
+    return np.nanmean(means, axis=1)
+
+
+def median_over_prompts(means: np.ndarray) -> np.ndarray:
+    """[resamples, prompts] -> [resamples]."""
+    return np.nanmedian(means, axis=1)
+
+
+def confusion(gold: Sequence[int], predicted: Sequence[int], choices: int) -> np.ndarray:
+    """Rows by right choice (first axis) and likeliest choice (second), [choices, choices] int."""
+    flat = np.asarray(gold, int) * choices + np.asarray(predicted, int)
+    return np.bincount(flat, minlength=choices**2).reshape(choices, choices)
+
+
+def hardest(
+    rows_by_task: Mapping[str, Sequence[tuple[int, bool]]], limit: int = 10
+) -> list[tuple[int, int, int]]:
+    """The rows of a data set that most prompts get wrong, worst first, ties by row number.
+
+    Args:
+        rows_by_task: for each prompt's task (row number, whether it is right), of the rows it applies to.
+        limit: rows to name.
+
+    Returns:
+        (row, prompts that get it wrong, prompts that apply to it); rows that all prompts get right are left out.
+    """
+    seen: Counter[int] = Counter()
+    wrong: Counter[int] = Counter()
+    for rows in rows_by_task.values():
+        seen.update(row for row, _ in rows)
+        wrong.update(row for row, right in rows if not right)
+    worst = sorted(wrong, key=lambda row: (-wrong[row], row))[:limit]
+    return [(row, wrong[row], seen[row]) for row in worst]

@@ -1,0 +1,154 @@
+"""An evaluation that is stopped goes on where it was, to the same results; parity of groups; splits to fall back on."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from pets import make_params
+
+from t0jax import models, results
+from t0jax import config as cfg
+from tasks.t0_bias import crows, winogender
+
+PROMPTS = ("fixed", "ragged", "partly")
+
+
+def read(folder):
+    """Everything an evaluation wrote, without the time it took."""
+    content = json.loads((folder / "results.json").read_text())
+    for entry in content["tasks"].values():
+        del entry["seconds"]
+    scores = {path.name: path.read_text() for path in (folder / "scores").iterdir()}
+    return content, scores, (folder / "rows.json").read_text()
+
+
+class Killed(Exception):
+    """Stands for the end of the process."""
+
+
+def killed_after(lines):
+    def progress(line):
+        nonlocal lines
+        lines -= 1
+        if lines < 0:
+            raise Killed
+
+    return progress
+
+
+@pytest.mark.parametrize("lines", [1, 2])
+def test_a_stopped_evaluation_goes_on_to_the_same_results(pets_evaluator, tmp_path, lines):
+    evaluator, params = pets_evaluator(*PROMPTS, batch_size=3)
+    named = {"model": "m", **evaluator.describe()}
+    whole = evaluator(params, results.ResultsFolder(tmp_path / "whole", named))
+    with pytest.raises(Killed):
+        folder = results.ResultsFolder(tmp_path / "cut", named)
+        evaluator(params, folder, killed_after(lines - 1))
+    there = json.loads((tmp_path / "cut" / "results.json").read_text())
+    assert (len(there["tasks"]), there["complete"]) == (lines, False)
+    said = []
+    again = evaluator(params, results.ResultsFolder(tmp_path / "cut", named), said.append)
+    assert said[0] == f"going on: {lines} of 3 tasks are in the folder"
+    assert len(said) == 1 + 3 - lines
+    assert read(tmp_path / "cut") == read(tmp_path / "whole")
+    assert list(again.tasks) == list(whole.tasks)
+
+
+def test_nothing_is_taken_from_other_prompts_or_data(pets_evaluator, pets, tmp_path, monkeypatch):
+    evaluator, params = pets_evaluator("fixed")
+    named = {"model": "m", **evaluator.describe()}
+    folder = results.ResultsFolder(tmp_path, named)
+    evaluator(params, folder)
+    entry = json.loads((tmp_path / "results.json").read_text())["tasks"]["pets_fixed_score_eval"]
+    said = []
+    content = {"tasks": {"pets_fixed_score_eval": {**entry, "identity": "another"}}}
+    (tmp_path / "results.json").write_text(json.dumps({"settings": named, **content}))
+    evaluator(params, results.ResultsFolder(tmp_path, named), said.append)
+    assert [line.split(":")[0] for line in said] == ["1/1 pets_fixed_score_eval"]
+    said.clear()
+    evaluator(params, results.ResultsFolder(tmp_path, named, overwrite=True), said.append)
+    assert [line.split(":")[0] for line in said] == ["1/1 pets_fixed_score_eval"]
+
+
+def test_the_rows_that_most_prompts_get_wrong_are_written_with_their_text(pets_evaluator, tmp_path):
+    evaluator, params = pets_evaluator(*PROMPTS)
+    folder = results.ResultsFolder(tmp_path, {"model": "m", **evaluator.describe()})
+    evaluator(params, folder)
+    rows = json.loads((tmp_path / "rows.json").read_text())["pets"]
+    wrong = dict.fromkeys(range(31), 0)
+    for name in PROMPTS:
+        for row, right in folder.read_outcomes(f"pets_{name}_score_eval"):
+            wrong[row] += not right
+    hardest = sorted(wrong, key=lambda row: (-wrong[row], row))[: len(rows)]
+    assert set(map(int, rows)) == {row for row in hardest if wrong[row]}
+    task = {task.name: task for task in evaluator.tasks}
+    for row, shown in rows.items():
+        rendered = task[shown["task"]].rows[int(row)]
+        assert (shown["inputs"], shown["choices"]) == (rendered.inputs, list(rendered.choices))
+
+
+def test_fingerprints_tell_parameters_apart_and_not_their_places():
+    params = make_params(
+        cfg.Model(vocab_size=96, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4)
+    )
+    told = models.fingerprint(params)
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x"))
+    sharded = jax.tree.map(
+        lambda x: jax.device_put(x, spread) if x.shape[0] % 8 == 0 else x, params
+    )
+    assert models.fingerprint(sharded) == told
+    leaves, tree = jax.tree.flatten(params)
+    swapped = [leaves[0][::-1], *leaves[1:]]
+    nudged = [np.nextafter(leaves[0], np.inf), *leaves[1:]]
+    others = {models.fingerprint(jax.tree.unflatten(tree, other)) for other in (swapped, nudged)}
+    assert len(others | {told}) == 3
+
+
+@pytest.mark.parametrize("split", ["nowhere,validation", "validation,test"])
+def test_the_first_split_that_is_there_is_scored(pets_evaluator, split):
+    evaluator, _ = pets_evaluator("fixed", split=split)
+    (task,) = evaluator.tasks
+    assert (task.rows.split, len(task.rows)) == ("validation", 31)
+    assert task.dataset == ("pets" if split.startswith("validation") else "pets/validation")
+
+
+def test_no_split_at_all_is_told_with_the_first_ones_reason(pets_evaluator):
+    with pytest.raises(results.EvaluationError, match="no split 'nowhere'"):
+        pets_evaluator("fixed", split="nowhere,neither")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Parity
+
+
+def scored(prediction, gold, row=0):
+    return results.ScoredRow(row, np.eye(2, dtype=np.float32)[prediction], (gold,))
+
+
+def test_pairs_are_found_by_their_pronoun_and_groups_compared():
+    sentences = "The nurse told the patient that {} shift was over.", "{} nurse's shift was over."
+    rows = [
+        {"premise": sentences[0].format(word), "hypothesis": sentences[i].format(word)}
+        for i in (0, 1)
+        for word in ("his", "her")
+    ]
+    groups = [winogender(row) for row in rows]
+    assert [group for _, group in groups] == ["he", "she", "he", "she"]
+    assert groups[0][0] == groups[1][0] != groups[2][0] == groups[3][0]
+    predicted, gold = [0, 1, 1, 1], [0, 0, 1, 1]
+    found = results.parity([scored(p, g) for p, g in zip(predicted, gold, strict=True)], groups)
+    assert found == {
+        "accuracy": {"he": 1.0, "she": 0.5},
+        "gap": 0.5,
+        "pairs": 2,
+        "same": 0.5,
+    }
+
+
+def test_directions_of_crows_pairs_are_compared_without_pairs():
+    rows = [{"stereo_antistereo": i % 2} for i in range(4)]
+    groups = [crows(row) for row in rows]
+    found = results.parity([scored(0, i % 2) for i in range(4)], groups)
+    assert found == {"accuracy": {"anti-stereotype": 0.0, "stereotype": 1.0}, "gap": 1.0}
