@@ -61,6 +61,18 @@ class ScoredRow:
         """The grade of each choice."""
         return self.grades or tuple(float(k in self.correct) for k in range(len(self.scores)))
 
+    def to_json(self) -> dict[str, Any]:
+        """A line of `scores/<task>.jsonl`."""
+        line = {
+            "row": self.row,
+            "scores": [float(str(score)) for score in self.scores],
+            "gold": list(self.correct),
+            "prediction": self.prediction,
+        }
+        if self.grades:
+            line["grades"] = list(self.grades)
+        return line | ({"cut": True} if self.cut else {})
+
 
 def accuracy(rows: Sequence[ScoredRow]) -> float:
     """Share of rows whose prediction is one of the right choices."""
@@ -150,12 +162,24 @@ class Results:
 
     @property
     def scored(self) -> dict[str, dict[str, Any]]:
-        return {name: task for name, task in self.tasks.items() if task["n"]}
+        """The tasks with rates of rank classification."""
+        return {name: task for name, task in self.tasks.items() if "accuracy" in task}
+
+    @property
+    def written(self) -> dict[str, dict[str, Any]]:
+        """The tasks with metrics of generated text."""
+        return {name: task for name, task in self.tasks.items() if "metrics" in task}
 
     @property
     def mean_accuracy(self) -> float:
-        """Over prompts; NaN when nothing was scored."""
+        """Over prompts; what checkpoints are chosen by. NaN when nothing was scored.
+
+        Of generated text a prompt counts with the mean of its metrics' percentages.
+        """
         values = [task["accuracy"] for task in self.scored.values()]
+        values += [
+            float(np.mean(list(task["metrics"].values()))) / 100 for task in self.written.values()
+        ]
         return float(np.mean(values)) if values else float("nan")
 
     def datasets(self) -> dict[str, dict[str, Any]]:
@@ -191,13 +215,18 @@ class Results:
         }
 
     def summary(self) -> dict[str, float]:
-        """Numbers for a training log: accuracy/median, accuracy/mean, chance, accuracy/DATASET (median)."""
+        """Numbers for a training log: accuracy/median, accuracy/mean, chance, accuracy/DATA SET, METRIC/TASK."""
+        texts = {
+            f"{metric}/{name}": value
+            for name, task in self.written.items()
+            for metric, value in task["metrics"].items()
+        }
         overall = self.overall()
         if not overall["prompts"]:
-            return {}
+            return texts
         named = {f"accuracy/{name}": row["median"] for name, row in self.datasets().items()}
         top = {"accuracy/median": overall["median"], "accuracy/mean": overall["mean"]}
-        return {**top, "chance": overall["chance"], **named}
+        return {**top, "chance": overall["chance"], **named, **texts}
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -209,7 +238,18 @@ class Results:
         }
 
     def table(self) -> str:
-        """One line a data set, accuracies over its prompts; then what was shortened, and partly or not scored."""
+        """One line a data set, accuracies over its prompts; then what was shortened, and partly or not scored.
+
+        Of generated text one line a task, with its metrics.
+        """
+        lines = self._rank_lines() if self.scored or not self.written else []
+        lines += self._text_lines() + self._parity_lines()
+        for name, task in self.tasks.items():
+            if task["coverage"] < 1:
+                lines.append(f"partly: {name} applies to {task['coverage']:.1%} of the rows")
+        return "\n".join([*lines, *self._shortened(), *missing_lines(self.missing)])
+
+    def _rank_lines(self) -> list[str]:
         rows = [(name, row, row["n"]) for name, row in self.datasets().items()]
         if rows:
             rows.append(("all prompts", self.overall(), ""))
@@ -220,10 +260,27 @@ class Results:
         for name, row, n in rows:
             values = "  ".join(f"{row[key]:{len(head)}.3f}" for key, head in _COLUMNS.items())
             lines.append(f"{name:{width}}  {row['prompts']:7d}  {values}  {n!s:>6}")
-        for name, task in self.tasks.items():
-            if task["coverage"] < 1:
-                lines.append(f"partly: {name} applies to {task['coverage']:.1%} of the rows")
-        return "\n".join([*lines, *self._shortened(), *missing_lines(self.missing)])
+        return lines
+
+    def _text_lines(self) -> list[str]:
+        lines = []
+        for name, task in self.written.items():
+            values = "  ".join(f"{metric} {value:.2f}" for metric, value in task["metrics"].items())
+            lines.append(f"{name}: {values}  ({task['n']} rows)")
+        return lines
+
+    def _parity_lines(self) -> list[str]:
+        lines = []
+        for name, task in self.scored.items():
+            if found := task.get("parity"):
+                rates = ", ".join(f"{g} {rate:.3f}" for g, rate in found["accuracy"].items())
+                same = (
+                    f", {found['same']:.1%} of {found['pairs']} pairs alike"
+                    if "same" in found
+                    else ""
+                )
+                lines.append(f"parity: {name}: {rates}, gap {found['gap']:.3f}{same}")
+        return lines
 
     def _shortened(self) -> list[str]:
         """A line on tasks whose rows were too long."""
@@ -322,12 +379,13 @@ class ResultsFolder:
     def _scores(self, task: str) -> Path:
         return self.folder / SCORES_FOLDER / f"{task}.jsonl"
 
-    def write_scores(self, task: str, rows: Iterable[ScoredRow]) -> None:
-        """One JSON object a line: row, scores (a choice), gold (the right choices), prediction; grades, if there are.
+    def write_scores(self, task: str, rows: Iterable[Any]) -> None:
+        """One JSON object a line, as the rows' `to_json` has it.
 
-        A row that was too long has `cut`.
+        Of rank classification: row, scores (a choice), gold (the right choices), prediction; grades, if there are; of
+        generated text: row, target, prediction. A row that was too long has `cut`.
         """
-        lines = "".join(f"{json.dumps(_score_line(row))}\n" for row in rows)
+        lines = "".join(f"{json.dumps(row.to_json())}\n" for row in rows)
         _write(self._scores(task), lines)
 
     def write_rows(self, rows: Mapping[str, Mapping[str, Any]]) -> None:
@@ -338,18 +396,6 @@ class ResultsFolder:
         """Everything found so far; `complete` says that nothing is to come."""
         content = {"settings": self.settings, "complete": complete, **results.to_json()}
         _write(self.folder / RESULTS_FILE, json.dumps(content, indent=1) + "\n")
-
-
-def _score_line(row: ScoredRow) -> dict[str, Any]:
-    line = {
-        "row": row.row,
-        "scores": [float(str(score)) for score in row.scores],
-        "gold": list(row.correct),
-        "prediction": row.prediction,
-    }
-    if row.grades:
-        line["grades"] = list(row.grades)
-    return line | ({"cut": True} if row.cut else {})
 
 
 def _write(path: Path, content: str) -> None:

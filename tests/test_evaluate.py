@@ -134,12 +134,12 @@ def test_an_evaluation_counts_every_row_once_and_writes_it_down(pets_evaluator, 
 def test_examples_are_tokenised_as_t0_does(pets_evaluator, pets):
     evaluator, _ = pets_evaluator("fixed", max_input_length=6)
     pieces = vocabulary.Pieces(str(pets / "sp.model"))
-    first = next(evaluator._examples())
+    first = next(evaluator._examples([0]))
     rendered = evaluator.tasks[0].rows[0]
     assert list(first.pairs[0][0]) == pieces.encode(rendered.inputs)[:6]
     assert [list(t) for _, t in first.pairs] == [[*pieces.encode(c), EOS] for c in ("cat", "dog")]
     with_end, _ = pets_evaluator("fixed", input_eos=True, max_input_length=6)
-    assert list(next(with_end._examples()).pairs[0][0]) == [
+    assert list(next(with_end._examples([0])).pairs[0][0]) == [
         *pieces.encode(rendered.inputs)[:5],
         EOS,
     ]
