@@ -310,14 +310,19 @@ def _rates(rows: Sequence[Mapping[str, Any]], accuracy: str) -> dict[str, float]
 
 
 def missing_lines(missing: Mapping[str, str]) -> list[str]:
-    """One line a reason, with the tasks it keeps from being scored."""
-    reasons: dict[str, list[str]] = {}
-    for name, reason in missing.items():
-        reasons.setdefault(reason, []).append(name)
-    return [
-        f"not scored: {len(names)} task(s), {names[0]}{' ...' if len(names) > 1 else ''}: {reason}"
-        for reason, names in reasons.items()
-    ]
+    """One line a reason, with the data sets that it keeps from being scored and a way out for the first of them."""
+    groups: dict[str, dict[str, list[str]]] = {}
+    for task, told in missing.items():
+        dataset, _, rest = told.partition(": ")
+        groups.setdefault(rest.partition("; ")[0], {}).setdefault(dataset, []).append(task)
+    lines = []
+    for reason, datasets in groups.items():
+        counts = ", ".join(f"{name} ({len(tasks)})" for name, tasks in datasets.items())
+        way_out = missing[next(iter(datasets.values()))[0]].partition("; ")[2]
+        example = "e.g. " if len(datasets) > 1 else ""
+        hint = f"; {example}{way_out}" if way_out else ""
+        lines.append(f"not scored: {counts}: {reason}{hint}")
+    return lines
 
 
 class ResultsFolder:

@@ -82,7 +82,7 @@ def test_the_table_names_what_was_partly_or_not_scored():
     missing = {"a": "rte: not here", "b": "rte: not here"}
     text = results.Results({"t": task_row(0.5, coverage=0.25)}, missing).table()
     assert "t applies to 25.0% of the rows" in text
-    assert "2 task(s), a ...: rte: not here" in text
+    assert "not scored: rte (2): not here" in text
 
 
 def test_results_of_other_settings_are_not_overwritten(tmp_path):
@@ -182,7 +182,7 @@ def test_missing_data_sets_are_named_or_left_out_on_request(pets_evaluator):
     evaluator, params = pets_evaluator("fixed", missing=True, available_only=True)
     found = evaluator(params)
     assert list(found.missing) == ["ghosts_score_eval"]
-    assert "not scored: 1 task(s), ghosts_score_eval" in found.table()
+    assert "not scored: ghosts (1): " in found.table()
 
 
 def test_label_words_replace_the_answers_of_every_prompt(pets_evaluator, capsys):

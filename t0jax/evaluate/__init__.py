@@ -27,6 +27,7 @@ from t0jax.evaluate.tasks import (
     identity,
     open_pieces,
 )
+from t0jax.evaluate.text import TextEvaluator
 from t0jax.metrics import note
 from t0jax.models import Network, Params
 from t0jax.report.statistics import hardest
@@ -42,7 +43,16 @@ from t0jax.results import (
 )
 from t0jax.scoring import RankExample, Scorer
 
-__all__ = ["Encoder", "EvaluationError", "Evaluator", "RankTask", "ResultsFolder", "find_tasks"]
+__all__ = [
+    "Encoder",
+    "EvaluationError",
+    "Evaluator",
+    "RankTask",
+    "ResultsFolder",
+    "TextEvaluator",
+    "find_tasks",
+    "make_evaluator",
+]
 
 
 def tell_no_one(line: str) -> None:
@@ -82,7 +92,7 @@ class Evaluator:
         found, self.missing = find_tasks(mixture, data, self.split, settings.label_words)
         self.tasks = [task for task in found if task.has_targets]
         self.wordless = {
-            task.name: f"view {task.view}: the prompt has no words of its own to score"
+            task.name: f"{task.dataset}: the prompt has no words of its own to score through view {task.view}"
             for task in found
             if not task.has_targets
         }
@@ -259,7 +269,7 @@ def make_evaluator(
     settings: config_lib.Evaluate,
     mixture: str,
     vocabulary: Path | None = None,
-) -> "Evaluator | TextEvaluator":
+) -> Evaluator | TextEvaluator:
     """The evaluator that `settings.method` names; arguments and errors as `Evaluator`'s."""
     kind = TextEvaluator if settings.method == "generate" else Evaluator
     return kind(network, mesh, data, settings, mixture, vocabulary=vocabulary)

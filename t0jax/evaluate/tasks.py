@@ -131,7 +131,7 @@ def open_rows(
     """The rows of the first split that is there, and the view they are seen through.
 
     Raises:
-        DataUnavailable: none of the splits is there; the reason is the first one's.
+        DataUnavailable: none of the splits is there; the reason is the first one's that the data set could have.
     """
     view, reasons = data.view or source.view, []
     for name in split.split(","):
@@ -146,7 +146,7 @@ def open_rows(
             return rows, view
         except DataUnavailable as error:
             reasons.append(error)
-    raise reasons[0]
+    raise next((e for e in reasons if not e.reason.startswith("no split")), reasons[0])
 
 
 def check_missing(

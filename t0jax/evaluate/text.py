@@ -254,8 +254,8 @@ class TextEvaluator:
         self, params: Params, tasks: Sequence[TextTask], told: Progress
     ) -> Iterator[tuple[TextTask, list[TextRow], float]]:
         """Each task with its rows of all processes, in order, and the seconds they took."""
-        params, done = self.generator.shard(params), 0
-        slices = self.generator.slices
+        params = self.generator.shard(params) if tasks else params
+        slices, done = self.generator.slices, 0
         for task in tasks:
             began, before = time.monotonic(), done
 
