@@ -29,8 +29,13 @@ REQUIREMENTS = [
 ]
 # seqio_cache_tasks imports these, and seqio does not bring them.
 CACHE = ["apache-beam>=2.60", "google-crc32c>=1.6"]
+# ROUGE and BLEU of generated text, asked for only by tasks that name them.
+METRICS = ["rouge-score>=0.1.2", "sacrebleu>=2.5"]
 TEST = [
+    *METRICS,
     "pytest>=9.0",
+    "pytest-xdist>=3.8",
+    "torchmetrics>=1.8",
     "torch>=2.6,<2.14",
     "scikit-learn>=1.7",
     "import-linter>=2.5",
@@ -47,8 +52,15 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["t0jax*", "tasks*", "scripts*"]),
     package_data={
-        "tasks": ["*.json", "*_prompts/*/templates.yaml", "*_prompts/*/*/templates.yaml"]
+        "t0jax": ["report/*.html", "report/*.css", "report/*.js"],
+        "tasks": ["*.json", "*_prompts/*/templates.yaml", "*_prompts/*/*/templates.yaml"],
     },
     install_requires=REQUIREMENTS,
-    extras_require={"test": TEST, "cache": CACHE, "wandb": ["wandb>=0.22"], "plan": ["libtpu"]},
+    extras_require={
+        "test": TEST,
+        "cache": CACHE,
+        "metrics": METRICS,
+        "wandb": ["wandb>=0.22"],
+        "plan": ["libtpu"],
+    },
 )

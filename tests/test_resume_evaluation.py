@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from pets import make_params
 
-from t0jax import models, results
+from scripts import evaluate as script
 from t0jax import config as cfg
+from t0jax import convert, models, results
 from tasks.t0_bias import crows, winogender
 
 PROMPTS = ("fixed", "ragged", "partly")
@@ -42,8 +43,8 @@ def test_a_stopped_evaluation_goes_on_to_the_same_results(pets_evaluator, tmp_pa
     evaluator, params = pets_evaluator(*PROMPTS, batch_size=3)
     named = {"model": "m", **evaluator.describe()}
     whole = evaluator(params, results.ResultsFolder(tmp_path / "whole", named))
+    folder = results.ResultsFolder(tmp_path / "cut", named)
     with pytest.raises(Killed):
-        folder = results.ResultsFolder(tmp_path / "cut", named)
         evaluator(params, folder, killed_after(lines - 1))
     there = json.loads((tmp_path / "cut" / "results.json").read_text())
     assert (len(there["tasks"]), there["complete"]) == (lines, False)
@@ -152,3 +153,44 @@ def test_directions_of_crows_pairs_are_compared_without_pairs():
     groups = [crows(row) for row in rows]
     found = results.parity([scored(0, i % 2) for i in range(4)], groups)
     assert found == {"accuracy": {"anti-stereotype": 0.0, "stereotype": 1.0}, "gap": 1.0}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The command
+
+
+def test_the_command_writes_a_report_goes_on_and_compares(pets_evaluator, pets, tmp_path, capsys):
+    evaluator, params = pets_evaluator(*PROMPTS)
+    model = tmp_path / "model"
+    network = evaluator.scorer.network
+    convert.save_params(params, network.config, model, tokenizer_path=pets / "sp.model")
+    command = ["--model", str(model), "--mixture", evaluator.mixture]
+    first, second = str(tmp_path / "one"), str(tmp_path / "two")
+    assert script.main([*command, "--output", first]) == 0
+    assert "pets" in (tmp_path / "one" / "report.html").read_text()
+    assert script.main([*command, "--output", first]) == 0
+    said = capsys.readouterr()
+    assert "going on: 3 of 3 tasks are in the folder" in said.out + said.err
+    assert script.main([*command, "--output", second, "--evaluate.length_normalize", "true"]) == 0
+    capsys.readouterr()
+    out = tmp_path / "both.html"
+    names = ["--names", "sum", "mean"]
+    assert script.main(["--compare", first, second, *names, "--output", str(out)]) == 0
+    table = capsys.readouterr().out
+    assert "sum" in table
+    assert "mean" in table
+    assert "pets" in out.read_text()
+    with pytest.raises(cfg.ConfigError, match="2 folders and 1 --names"):
+        script.main(["--compare", first, second, "--names", "sum"])
+
+
+def test_other_weights_are_not_taken_for_the_ones_scored_before(pets_evaluator, pets, tmp_path):
+    evaluator, params = pets_evaluator("fixed")
+    model, out = tmp_path / "model", str(tmp_path / "out")
+    config = evaluator.scorer.network.config
+    command = ["--model", str(model), "--mixture", evaluator.mixture, "--output", out]
+    convert.save_params(params, config, model, tokenizer_path=pets / "sp.model")
+    script.main(command)
+    convert.save_params(make_params(config, 5), config, model, tokenizer_path=pets / "sp.model")
+    with pytest.raises(results.EvaluationError, match=r"weights: '\w{16}' there.*--overwrite"):
+        script.main(command)

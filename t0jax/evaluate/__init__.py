@@ -106,7 +106,6 @@ class Evaluator:
         pieces = open_pieces(vocabulary, data, network)
         self.encoder = Encoder(pieces, settings, data.truncation)
         self.scorer = Scorer(network, mesh, settings)
-        self._read = 0
 
     def _check_words(self) -> None:
         """Says which prompts have fixed answers with none of the words to be replaced: they are scored as they are."""
@@ -147,7 +146,7 @@ class Evaluator:
             progress(f"going on: {len(results.tasks)} of {len(self.tasks)} tasks are in the folder")
         rows = sum(len(self._rows(self.tasks[number])) for number in todo)
         told = Progress(progress, len(self.tasks), rows, len(results.tasks))
-        began, self._read = time.monotonic(), 0
+        began = time.monotonic()
         for number, scored in self._score(params, todo, told):
             task, seconds = self.tasks[number], time.monotonic() - began
             found = results.tasks[task.name] = self._measure(task, scored, seconds)
@@ -196,7 +195,7 @@ class Evaluator:
     ) -> Iterator[tuple[int, list[ScoredRow]]]:
         """(task number, its rows of all processes in order) as the tasks `todo` are finished."""
         kept: dict[int, list[ScoredRow]] = {number: [] for number in todo}
-        waiting = list(todo)
+        waiting, done = list(todo), 0
         reached = todo[0] if todo else 0
         for window in self.scorer.windows(params, self._examples(todo)):
             for example, scores in window:
@@ -204,10 +203,11 @@ class Evaluator:
                     ScoredRow(example.index, scores, example.correct, example.grades, example.cut)
                 )
                 reached = example.task
-            told.rows(self._read * self.scorer.slices)
+            told.rows(done + self.scorer.slices * sum(map(len, kept.values())))
             # Examples come back in order: tasks before the one reached, on every process, are finished.
             finished = least(reached)
             while waiting and waiting[0] < finished:
+                done += len(self._rows(self.tasks[waiting[0]]))
                 yield waiting[0], gather_rows(kept.pop(waiting.pop(0)))
         for number in waiting:
             yield number, gather_rows(kept[number])
@@ -217,7 +217,6 @@ class Evaluator:
         for number in todo:
             task = self.tasks[number]
             for row in self._rows(task)[self.scorer.slice :: self.scorer.slices]:
-                self._read += 1
                 rendered = task.rows[row]
                 if rendered is not None:
                     yield self.encoder.example(number, task, row, rendered)

@@ -16,7 +16,7 @@ class Progress:
         Args:
             tell: is called with each line.
             tasks: number of all tasks.
-            rows: to be read for those that are not done yet.
+            rows: to be scored for those that are not done yet.
             done: tasks that are done already.
         """
         self._tell, self._tasks, self._rows, self._done = tell, tasks, rows, done
@@ -27,14 +27,14 @@ class Progress:
         self._done += 1
         self._tell(f"{self._done}/{self._tasks} {name}: {found}")
 
-    def rows(self, read: int) -> None:
-        """So many rows were read since the start."""
+    def rows(self, scored: int) -> None:
+        """So many rows were scored since the start."""
         now = time.monotonic()
-        if now - self._told < REPORT_SECONDS or not read:
+        if now - self._told < REPORT_SECONDS or not scored:
             return
-        self._told, rate = now, read / (now - self._began)
-        left = clock(max(0, self._rows - read) / rate)
+        self._told, rate = now, scored / (now - self._began)
+        left = clock(max(0, self._rows - scored) / rate)
         self._tell(
-            f"scored: {self._done}/{self._tasks} tasks, {read:,} of {self._rows:,} rows, {rate:,.0f} rows/s, "
+            f"scored: {self._done}/{self._tasks} tasks, {scored:,} of {self._rows:,} rows, {rate:,.0f} rows/s, "
             f"about {left} left"
         )
