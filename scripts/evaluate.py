@@ -142,9 +142,15 @@ def score(path: Path, settings: config.Config, compute: config.Model | None, opt
         return
     print(results.table(), flush=True)
     if folder is not None:
-        page, run = folder.folder / REPORT_FILE, None if checkpoint.is_hugging_face(path) else path
-        report.write_report([folder.folder], page, references=read_references(), run=run)
+        page = folder.folder / REPORT_FILE
+        report.write_report([folder.folder], page, references=read_references(), run=run_of(path))
         note(f"report: {page}")
+
+
+def run_of(model: Path) -> Path | None:
+    """The folder of the run that a model comes from, where it has kept its training curve."""
+    run = model.parent.parent if model.parent.name == "checkpoints" else model
+    return run if (run / "metrics.jsonl").is_file() else None
 
 
 def compare(argv: Sequence[str]) -> int:

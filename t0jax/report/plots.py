@@ -20,6 +20,9 @@ SHAPES = {
 }
 """Outlines around (0, 0), for published figures: told apart by shape as well as by colour."""
 
+SERIES = 6
+"""Colours of models in `style.css`."""
+
 STRIP_HEIGHT = 56
 _MARKS, _TOP, _BOTTOM, _MEAN = 8, 17, 43, 50
 """Heights in a strip: of the published figures, of the box, and of the mean's interval."""
@@ -118,7 +121,7 @@ def strip(row: Strip, axis: Axis, name: str) -> Markup:
         "svg",
         tag("title", f"{name}: mean accuracy {row.mean:.1%} over {len(row.dots)} prompts"),
         *parts,
-        class_=f"strip series-{row.series % 6}",
+        class_=f"strip series-{row.series % SERIES}",
         width="100%",
         height=STRIP_HEIGHT,
         role="img",
@@ -144,7 +147,9 @@ def _box(row: Strip, axis: Axis) -> list[Markup]:
     least, low, middle, high, most = np.percentile(values, [0, 25, 50, 75, 100])
     centre = (_TOP + _BOTTOM) / 2
     width = f"{100 * (axis.fraction(high) - axis.fraction(low)):.2f}%"
-    title = f"median {middle:.1%}, quartiles {low:.1%} and {high:.1%}, range {least:.1%} to {most:.1%}"
+    title = (
+        f"median {middle:.1%}, quartiles {low:.1%} and {high:.1%}, range {least:.1%} to {most:.1%}"
+    )
     return [
         tag("line", x1=axis.place(least), x2=axis.place(most), y1=centre, y2=centre, class_="whisker"),
         tag("rect", tag("title", title), x=axis.place(low), width=width, y=_TOP, height=_BOTTOM - _TOP, rx=2,
@@ -165,7 +170,9 @@ def _dots(row: Strip, axis: Axis) -> list[Markup]:
         for number, (value, label) in enumerate(group):
             y = centre + step * (number - (len(group) - 1) / 2)
             title = tag("title", f"{label}: {value:.1%}")
-            dots.append(tag("circle", title, cx=axis.place(value), cy=f"{y:.1f}", r=_DOT, class_="dot"))
+            dots.append(
+                tag("circle", title, cx=axis.place(value), cy=f"{y:.1f}", r=_DOT, class_="dot")
+            )
     return dots
 
 
@@ -208,7 +215,7 @@ def whisker(
         _upright(axis, chance, 0, 18, "chance"),
         tag("line", x1=axis.place(low), x2=axis.place(high), y1=9, y2=9, class_="interval"),
         tag("circle", cx=axis.place(value), cy=9, r=_DOT, class_="dot"),
-        class_=f"whisker-cell series-{series % 6}",
+        class_=f"whisker-cell series-{series % SERIES}",
         height=18,
         aria_hidden="true",
     )
@@ -246,18 +253,28 @@ def panel(lines: Sequence[Line], name: str, from_zero: bool = False) -> Markup:
     ]  # fmt: skip
     curves = [_curve(line, across, up) for line in lines]
     # Curves are stretched to the plot, their strokes are not.
-    plot = tag("svg", *curves, viewBox="0 0 1000 1000", preserveAspectRatio="none", width="100%", height="100%")
+    plot = tag(
+        "svg",
+        *curves,
+        viewBox="0 0 1000 1000",
+        preserveAspectRatio="none",
+        width="100%",
+        height="100%",
+    )
     return tag("svg", tag("title", name), *rules, *heights, *steps, plot, class_="panel", width="100%",
                height=CURVE_HEIGHT, role="img")  # fmt: skip
 
 
 def _curve(line: Line, across: Axis, up: Axis) -> Markup:
-    points = " ".join(
+    places = [
         f"{1000 * across.fraction(step):.1f},{1000 * (1 - up.fraction(value)):.1f}"
         for step, value in zip(line.steps, line.values, strict=True)
-    )
+    ]
+    # A single point is drawn as a line of no length, with round ends.
+    points = " ".join(places if len(places) > 1 else 2 * places)
     title = tag("title", f"{line.name}: {line.values[-1]:.4g} at the end")
-    return tag("polyline", title, points=points, class_=f"curve {line.style}", vector_effect="non-scaling-stroke")  # fmt: skip
+    style = {"class": f"curve {line.style}", "vector_effect": "non-scaling-stroke"}
+    return tag("polyline", title, points=points, **style)
 
 
 def _thinned(line: Line) -> Line:

@@ -1,4 +1,4 @@
-"""Results folders and run folders as a report reads them: plain files, written by `t0jax.results` and `t0jax.metrics`."""
+"""Results folders and run folders as a report reads them: what `t0jax.results` and `t0jax.metrics` write."""
 
 import datetime
 import json
@@ -12,9 +12,8 @@ import numpy as np
 
 from t0jax.config import UserError
 from t0jax.report import statistics
-from t0jax.results import RESULTS_FILE, SCORES_FOLDER
+from t0jax.results import RESULTS_FILE, ROWS_FILE, SCORES_FOLDER
 
-ROWS_FILE = "rows.json"
 METRICS_FILE = "metrics.jsonl"
 
 
@@ -185,22 +184,33 @@ class Folder:
 
 
 def read_folder(path: Path, name: str = "") -> Folder:
-    """Reads `results.json`, `scores/` and, where it is there, `rows.json`.
+    """Reads `results.json`, `scores/` and, where it is there, `rows.json`; without a name the model's is taken.
 
     Raises:
         ReportError: no results, or a file that is not what it should be.
     """
     file = path / RESULTS_FILE
     if not file.is_file():
-        raise ReportError(f"{path} has no {RESULTS_FILE}; give a folder that `scripts.evaluate --output` wrote")
+        raise ReportError(
+            f"{path} has no {RESULTS_FILE}; give a folder that `scripts.evaluate --output` wrote"
+        )
     content = _read_json(file)
     try:
-        return _open(path, name or path.resolve().name, content)
+        return _open(path, name or _model_name(path, content), content)
     except (KeyError, TypeError, IndexError) as error:
         raise ReportError(
             f"{file} or the scores beside it are not of a form that this version writes ({error!r}); score again with "
             "--overwrite"
         ) from error  # fmt: skip
+
+
+def _model_name(path: Path, content: Mapping[str, Any]) -> str:
+    """`RUN, step 300` of a model at `.../RUN` or `.../RUN/checkpoints/300`; the folder's name where none is told."""
+    model, comma, step = str(content.get("settings", {}).get("model", "")).partition(", step ")
+    parts = Path(model).parts
+    if parts[-2:-1] == ("checkpoints",):
+        parts = parts[:-2]
+    return parts[-1] + comma + step if parts else path.resolve().name
 
 
 def _open(path: Path, name: str, content: Mapping[str, Any]) -> Folder:
@@ -250,12 +260,13 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def read_curves(run: Path) -> dict[str, tuple[list[float], list[float]]]:
-    """A run's `metrics.jsonl` as (steps, values) of each number, in the file's order.
+    """`metrics.jsonl` of a run, or of the run of a checkpoint, as (steps, values) of each number in the file's order.
 
     Raises:
         ReportError: there is no such file.
     """
-    path = run / METRICS_FILE
+    whole = run.resolve()
+    path = (whole.parents[1] if whole.parent.name == "checkpoints" else whole) / METRICS_FILE
     if not path.is_file():
         raise ReportError(f"{run} has no {METRICS_FILE}; give the folder of a training run")
     curves: dict[str, tuple[list[float], list[float]]] = {}
