@@ -16,7 +16,13 @@ SCORES_FOLDER = "scores"
 ROWS_FILE = "rows.json"
 
 
-SINCE_0_2 = {"view": "", "instruction_split": "rendered", "truncation": "input", "label_words": {}}
+SINCE_0_2 = {
+    "method": "rank",
+    "view": "",
+    "instruction_split": "rendered",
+    "truncation": "input",
+    "label_words": {},
+}
 """Settings that results of version 0.1 do not name, for there was nothing else."""
 
 
@@ -178,7 +184,9 @@ class Results:
         """
         values = [task["accuracy"] for task in self.scored.values()]
         values += [
-            float(np.mean(list(task["metrics"].values()))) / 100 for task in self.written.values()
+            float(np.mean(list(task["metrics"].values()))) / 100
+            for task in self.written.values()
+            if task["metrics"]
         ]
         return float(np.mean(values)) if values else float("nan")
 

@@ -6,8 +6,7 @@ folder it goes on where it was stopped: prompts whose results are there are not 
 """
 
 import re
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +14,14 @@ import jax
 import numpy as np
 
 from t0jax import config as config_lib
-from t0jax.data import views
-from t0jax.evaluate.exchange import first_says, gather_rows, least
+from t0jax.evaluate.evaluation import Evaluation
+from t0jax.evaluate.exchange import gather_rows, least
 from t0jax.evaluate.progress import Progress
 from t0jax.evaluate.tasks import (
     Encoder,
     RankTask,
     check_missing,
-    drawn_rows,
     find_tasks,
-    identity,
     open_pieces,
 )
 from t0jax.evaluate.text import TextEvaluator
@@ -55,12 +52,18 @@ __all__ = [
 ]
 
 
-def tell_no_one(line: str) -> None:
-    """A progress that is not shown."""
+class Evaluator(Evaluation):
+    """Rank classification of one mixture: tasks are open, compiled shapes are kept between calls."""
 
-
-class Evaluator:
-    """The evaluation of one mixture, prepared once: tasks are open, compiled shapes are kept between calls."""
+    METHOD = "rank"
+    DEPENDS_ON = (
+        "max_input_length",
+        "max_target_length",
+        "length_normalize",
+        "input_eos",
+        "max_examples",
+        "label_words",
+    )
 
     def __init__(
         self,
@@ -87,21 +90,21 @@ class Evaluator:
             EvaluationError: unknown mixture, a prompt without choices, data sets missing and not
                 `data.available_only`, or a vocabulary larger than the model's.
         """
-        self.settings, self.mixture, self.split = settings, mixture, split or data.eval_split
-        self.data = data
-        found, self.missing = find_tasks(mixture, data, self.split, settings.label_words)
+        super().__init__(data, settings, mixture, split)
+        found, missing = find_tasks(mixture, data, self.split, settings.label_words)
         self.tasks = [task for task in found if task.has_targets]
-        self.wordless = {
+        wordless = {
             task.name: f"{task.dataset}: the prompt has no words of its own to score through view {task.view}"
             for task in found
             if not task.has_targets
         }
-        if not self.tasks and not self.missing:
+        self.unscored = missing | wordless
+        if not self.tasks and not missing:
             raise EvaluationError(
                 f"the prompts of {mixture} have no words of their own, which view flipped scores; choose --view channel"
                 " or direct"
             )
-        check_missing(mixture, data, self.missing, len(self.tasks))
+        check_missing(mixture, data, missing, len(self.tasks))
         self._check_words()
         pieces = open_pieces(vocabulary, data, network)
         self.encoder = Encoder(pieces, settings, data.truncation)
@@ -125,70 +128,6 @@ class Evaluator:
                 f"note: none of the label words is in the answers of {len(same)} of {len(self.tasks)} tasks, which "
                 f"keep their own: {', '.join(same)}"
             )
-
-    def __call__(
-        self,
-        params: Params,
-        folder: ResultsFolder | None = None,
-        progress: Callable[[str], None] = tell_no_one,
-    ) -> Results:
-        """Scores everything that is not in `folder` yet; the same on every process. Only the first one writes.
-
-        Args:
-            params: the network's parameters.
-            folder: where scores and results go as each task is finished; nowhere when None.
-            progress: is told of every finished task, and of the rows done and the time left in between.
-        """
-        writes = folder is not None and jax.process_index() == 0
-        results = Results(self._finished(folder), self.missing | self.wordless)
-        todo = [n for n, task in enumerate(self.tasks) if task.name not in results.tasks]
-        if results.tasks:
-            progress(f"going on: {len(results.tasks)} of {len(self.tasks)} tasks are in the folder")
-        rows = sum(len(self._rows(self.tasks[number])) for number in todo)
-        told = Progress(progress, len(self.tasks), rows, len(results.tasks))
-        began = time.monotonic()
-        for number, scored in self._score(params, todo, told):
-            task, seconds = self.tasks[number], time.monotonic() - began
-            found = results.tasks[task.name] = self._measure(task, scored, seconds)
-            began = time.monotonic()
-            if writes:
-                folder.write_scores(task.name, scored)
-                folder.write_results(results, complete=False)
-            told.task(task.name, _in_words(found))
-        ordered = {task.name: results.tasks[task.name] for task in self.tasks}
-        results = Results(ordered, results.missing)
-        if writes:
-            folder.write_rows(self._hard_rows(folder, results))
-            folder.write_results(results, complete=True)
-        return results
-
-    def describe(self) -> dict[str, Any]:
-        """The settings that results depend on, for `ResultsFolder`."""
-        names = (
-            "max_input_length",
-            "max_target_length",
-            "length_normalize",
-            "input_eos",
-            "max_examples",
-            "label_words",
-        )
-        chosen = {name: getattr(self.settings, name) for name in names}
-        if self.settings.input_eos is None:  # what it comes to, as older results have it
-            chosen["input_eos"] = any(views.find_view(task.view).input_eos for task in self.tasks)
-        seen = {
-            name: getattr(self.data, name) for name in ("view", "instruction_split", "truncation")
-        }
-        return {"mixture": self.mixture, "split": self.split, **seen, **chosen}
-
-    def _finished(self, folder: ResultsFolder | None) -> dict[str, dict[str, Any]]:
-        """Results by task that the folder holds and that prompts and data of today would give again."""
-        there = folder.finished() if folder is not None and jax.process_index() == 0 else {}
-        return {
-            task.name: entry
-            for task in self.tasks
-            if (entry := first_says(there).get(task.name))
-            and entry.get("identity") == identity(task)
-        }
 
     def _score(
         self, params: Params, todo: Sequence[int], told: Progress
@@ -221,28 +160,32 @@ class Evaluator:
                 if rendered is not None:
                     yield self.encoder.example(number, task, row, rendered)
 
-    def _rows(self, task: RankTask) -> list[int]:
-        return drawn_rows(len(task.rows), self.settings.max_examples)
-
-    def _measure(self, task: RankTask, rows: Sequence[ScoredRow], seconds: float) -> dict[str, Any]:
+    def _rates(self, task: RankTask, rows: Sequence[ScoredRow]) -> dict[str, Any]:
         bad = next((row.row for row in rows if not np.isfinite(row.scores).all()), None)
         if bad is not None:
             raise EvaluationError(
                 f"task {task.name!r}, row {bad}: a score is not finite; the model's weights are broken, or "
                 "float16-like overflow: use float32 or bfloat16"
             )
-        return {
-            **(_rates(task, rows) if rows else {}),
-            "n": len(rows),
-            "dataset": task.dataset,
-            "prompt": task.rows.template_name,
-            "answer_choices": None
-            if task.rows.label_words
-            else task.rows.template.fixed_answer_choices,
-            "coverage": len(rows) / max(1, len(self._rows(task))),
-            "identity": identity(task),
-            "seconds": round(seconds, 3),
+        gold, predicted = [row.gold for row in rows], [row.prediction for row in rows]
+        template = task.rows.template
+        rates: dict[str, Any] = {
+            "accuracy": grade(rows),
+            "macro_f1": macro_f1(gold, predicted),
+            "chance": chance(rows),
+            "truncated": float(np.mean([row.cut for row in rows])),
+            "answer_choices": None if task.rows.label_words else template.fixed_answer_choices,
         }
+        if task.groups:
+            groups = [task.groups(task.rows.rows[row.row]) for row in rows]
+            rates["parity"] = parity(rows, groups)
+        return rates
+
+    def _value(self, found: Mapping[str, Any]) -> str:
+        return f"{found['accuracy']:.3f} (chance {found['chance']:.3f})"
+
+    def _conclude(self, folder: ResultsFolder, results: Results) -> None:
+        folder.write_rows(self._hard_rows(folder, results))
 
     def _hard_rows(self, folder: ResultsFolder, results: Results) -> dict[str, dict[str, Any]]:
         """By data set: text and choices, by row, of the rows that most of its prompts get wrong."""
@@ -272,24 +215,3 @@ def make_evaluator(
     """The evaluator that `settings.method` names; arguments and errors as `Evaluator`'s."""
     kind = TextEvaluator if settings.method == "generate" else Evaluator
     return kind(network, mesh, data, settings, mixture, vocabulary=vocabulary)
-
-
-def _rates(task: RankTask, rows: Sequence[ScoredRow]) -> dict[str, Any]:
-    gold, predicted = [row.gold for row in rows], [row.prediction for row in rows]
-    rates: dict[str, Any] = {
-        "accuracy": grade(rows),
-        "macro_f1": macro_f1(gold, predicted),
-        "chance": chance(rows),
-        "truncated": float(np.mean([row.cut for row in rows])),
-    }
-    if task.groups:
-        groups = [task.groups(task.rows.rows[row.row]) for row in rows]
-        rates["parity"] = parity(rows, groups)
-    return rates
-
-
-def _in_words(found: Mapping[str, Any]) -> str:
-    if not found["n"]:
-        return f"applies to no row, in {found['seconds']:.1f} s"
-    rate = f"{found['accuracy']:.3f} (chance {found['chance']:.3f})"
-    return f"{rate}, {found['n']} rows in {found['seconds']:.1f} s"

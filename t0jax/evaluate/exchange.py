@@ -1,14 +1,16 @@
 """What the processes of an evaluation tell each other: how far they are, their rows, what is already there."""
 
 import json
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 from t0jax.results import ScoredRow
+
+Row = TypeVar("Row", bound=Any)
 
 
 def least(value: int) -> int:
@@ -18,10 +20,12 @@ def least(value: int) -> int:
     return int(np.min(multihost_utils.process_allgather(np.int32(value))))
 
 
-def gather_rows(rows: Sequence[ScoredRow]) -> list[ScoredRow]:
+def gather_rows(
+    rows: Sequence[Row], exchange: Callable[[Sequence[Row]], list[Row]] | None = None
+) -> list[Row]:
     """The rows of all processes, each once, by row number; a collective in a multi-process run."""
     if jax.process_count() > 1:
-        rows = exchange_rows(rows)
+        rows = (exchange or exchange_rows)(rows)
     return sorted({row.row: row for row in rows}.values(), key=lambda row: row.row)
 
 
@@ -65,3 +69,13 @@ def first_says(content: Any) -> Any:
     padded = np.zeros(size, np.uint8)
     padded[: min(size, len(text))] = text[:size]
     return json.loads(bytes(np.asarray(multihost_utils.broadcast_one_to_all(padded))).decode())
+
+
+def everyone_says(content: Any) -> list[Any]:
+    """Every process's `content` (as JSON), on every process; a collective."""
+    text = np.frombuffer(json.dumps(content).encode(), np.uint8)
+    sizes = np.ravel(multihost_utils.process_allgather(np.int32(len(text))))
+    padded = np.zeros(max(sizes), np.uint8)
+    padded[: len(text)] = text
+    everyone = multihost_utils.process_allgather(padded).reshape(len(sizes), -1)
+    return [json.loads(bytes(part[:size])) for part, size in zip(everyone, sizes, strict=True)]

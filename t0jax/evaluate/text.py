@@ -6,8 +6,6 @@ measured is what they declare in seqio, `postprocess_fn` and those `metric_fns` 
 prompt renders one target a row: where a data set has several right answers, only that one counts.
 """
 
-import json
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,26 +14,24 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from t0jax import config as config_lib
 from t0jax.data import views
 from t0jax.data.encoding import PairEncoder
 from t0jax.data.rows import DataUnavailable, PromptedRows
-from t0jax.evaluate.exchange import first_says
+from t0jax.evaluate.evaluation import Evaluation
+from t0jax.evaluate.exchange import everyone_says, gather_rows
 from t0jax.evaluate.progress import Progress
 from t0jax.evaluate.tasks import (
     check_missing,
     dataset_name,
-    drawn_rows,
     find_sources,
-    identity,
     open_pieces,
     open_rows,
 )
 from t0jax.generate import Generator, Settings
 from t0jax.models import Network, Params
-from t0jax.results import EvaluationError, Results, ResultsFolder
+from t0jax.results import EvaluationError
 
 Metric = Callable[[Sequence[Any], Sequence[Any]], Mapping[str, Any]]
 
@@ -148,8 +144,18 @@ def _measures(name: str) -> tuple[Callable[..., Any], tuple[Metric, ...]]:
 # Evaluator
 
 
-class TextEvaluator:
-    """The evaluation of one mixture by generated text, prepared once; see `Evaluator`, which it stands in for."""
+class TextEvaluator(Evaluation):
+    """An evaluation of one mixture by generated text."""
+
+    METHOD = "generate"
+    DEPENDS_ON = (
+        "max_input_length",
+        "max_target_length",
+        "num_beams",
+        "input_eos",
+        "max_examples",
+        "label_words",
+    )
 
     def __init__(
         self,
@@ -177,10 +183,9 @@ class TextEvaluator:
                 larger than the model's.
             ConfigError: more beams than the vocabulary has continuations for.
         """
-        self.settings, self.mixture, self.split = settings, mixture, split or data.eval_split
-        self.data = data
-        self.tasks, self.missing = find_text_tasks(mixture, data, self.split, settings.label_words)
-        check_missing(mixture, data, self.missing, len(self.tasks))
+        super().__init__(data, settings, mixture, split)
+        self.tasks, self.unscored = find_text_tasks(mixture, data, self.split, settings.label_words)
+        check_missing(mixture, data, self.unscored, len(self.tasks))
         self.pieces = open_pieces(vocabulary, data, network)
         longest = settings.max_input_length, settings.max_target_length
         self.encoder = PairEncoder(self.pieces, *longest, settings.input_eos, data.truncation)
@@ -189,82 +194,20 @@ class TextEvaluator:
         )
         self.generator = Generator(network, mesh, how)
 
-    def __call__(
-        self,
-        params: Params,
-        folder: ResultsFolder | None = None,
-        progress: Callable[[str], None] = lambda line: None,
-    ) -> Results:
-        """Scores everything that is not in `folder` yet; the same on every process. Only the first one writes.
-
-        Args:
-            params: the network's parameters.
-            folder: where texts and results go as each task is finished; nowhere when None.
-            progress: is told of every finished task, and of the rows done and the time left in between.
-        """
-        writes = folder is not None and jax.process_index() == 0
-        results = Results(self._finished(folder), dict(self.missing))
-        todo = [task for task in self.tasks if task.name not in results.tasks]
-        rows = sum(len(self._rows(task)) for task in todo)
-        told = Progress(progress, len(self.tasks), rows, len(results.tasks))
-        for task, written, seconds in self._write(params, todo, told):
-            found = results.tasks[task.name] = self._measure(task, written, seconds)
-            if writes:
-                folder.write_scores(task.name, written)
-                folder.write_results(results, complete=False)
-            told.task(task.name, in_words(found))
-        results = Results({t.name: results.tasks[t.name] for t in self.tasks}, results.missing)
-        if writes:
-            folder.write_results(results, complete=True)
-        return results
-
-    def describe(self) -> dict[str, Any]:
-        """The settings that results depend on, for `ResultsFolder`."""
-        names = (
-            *("max_input_length", "max_target_length", "input_eos", "max_examples", "num_beams"),
-            "label_words",
-        )
-        chosen = {name: getattr(self.settings, name) for name in names}
-        if self.settings.input_eos is None:
-            chosen["input_eos"] = any(views.find_view(task.view).input_eos for task in self.tasks)
-        seen = {n: getattr(self.data, n) for n in ("view", "instruction_split", "truncation")}
-        return {
-            "method": "generate",
-            "mixture": self.mixture,
-            "split": self.split,
-            **seen,
-            **chosen,
-        }
-
-    def _finished(self, folder: ResultsFolder | None) -> dict[str, dict[str, Any]]:
-        """Results by task that the folder holds and that prompts and data of today would give again."""
-        there = first_says(
-            folder.finished() if folder is not None and jax.process_index() == 0 else {}
-        )
-        return {
-            task.name: there[task.name]
-            for task in self.tasks
-            if task.name in there and there[task.name].get("identity") == identity(task)
-        }
-
-    def _rows(self, task: TextTask) -> list[int]:
-        return drawn_rows(len(task.rows), self.settings.max_examples)
-
-    def _write(
-        self, params: Params, tasks: Sequence[TextTask], told: Progress
-    ) -> Iterator[tuple[TextTask, list[TextRow], float]]:
-        """Each task with its rows of all processes, in order, and the seconds they took."""
-        params = self.generator.shard(params) if tasks else params
+    def _score(
+        self, params: Params, todo: Sequence[int], told: Progress
+    ) -> Iterator[tuple[int, list[TextRow]]]:
+        """(task number, its rows of all processes in order) as the tasks `todo` are finished."""
+        params = self.generator.shard(params) if todo else params
         slices, done = self.generator.slices, 0
-        for task in tasks:
-            began, before = time.monotonic(), done
+        for number in todo:
+            task, before = self.tasks[number], done
 
             def progress(written: int, before: int = before) -> None:
                 told.rows(before + written * slices)
 
-            rows = gather_texts(self._written(params, task, progress))
+            yield number, gather_rows(self._written(params, task, progress), exchange_texts)
             done += len(self._rows(task))
-            yield task, rows, time.monotonic() - began
 
     def _written(
         self, params: Params, task: TextTask, progress: Callable[[int], None]
@@ -292,26 +235,18 @@ class TextEvaluator:
         rendered = task.rows[row]
         return None if rendered is None else views.lesson(views.find_view(task.view), rendered)
 
-    def _measure(self, task: TextTask, rows: Sequence[TextRow], seconds: float) -> dict[str, Any]:
+    def _rates(self, task: TextTask, rows: Sequence[TextRow]) -> dict[str, Any]:
         bad = next((row.row for row in rows if not np.isfinite(row.score)), None)
         if bad is not None:
             raise EvaluationError(
                 f"task {task.name!r}, row {bad}: the text's probability is not finite; the model's weights are "
                 "broken, or float16-like overflow: use float32 or bfloat16"
             )
-        rates = {
-            "metrics": measure(task, rows),
-            "truncated": float(np.mean([row.cut for row in rows])),
-        }
-        return {
-            **(rates if rows else {}),
-            "n": len(rows),
-            "dataset": task.dataset,
-            "prompt": task.rows.template_name,
-            "coverage": len(rows) / max(1, len(self._rows(task))),
-            "identity": identity(task),
-            "seconds": round(seconds, 3),
-        }
+        cut = float(np.mean([row.cut for row in rows]))
+        return {"metrics": measure(task, rows), "truncated": cut}
+
+    def _value(self, found: Mapping[str, Any]) -> str:
+        return ", ".join(f"{name} {value:.2f}" for name, value in found["metrics"].items())
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -350,32 +285,7 @@ def _value(metric: str, name: str, value: Any, known: Mapping[str, float]) -> fl
         ) from None
 
 
-def in_words(found: Mapping[str, Any]) -> str:
-    """A task's results on one line."""
-    if not found["n"]:
-        return f"applies to no row, in {found['seconds']:.1f} s"
-    values = ", ".join(f"{name} {value:.2f}" for name, value in found["metrics"].items())
-    return f"{values}, {found['n']} rows in {found['seconds']:.1f} s"
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Between processes
-
-
-def gather_texts(rows: Sequence[TextRow]) -> list[TextRow]:
-    """The rows of all processes, each once, by row number; a collective in a multi-process run."""
-    if jax.process_count() > 1:
-        rows = exchange_texts(rows)
-    return sorted({row.row: row for row in rows}.values(), key=lambda row: row.row)
-
-
 def exchange_texts(rows: Sequence[TextRow]) -> list[TextRow]:
     """The rows of all processes, in no order."""
-    fields = [tuple(vars(row).values()) for row in rows]
-    text = np.frombuffer(json.dumps(fields).encode(), np.uint8)
-    sizes = np.ravel(multihost_utils.process_allgather(np.int32(len(text))))
-    padded = np.zeros(max(sizes), np.uint8)
-    padded[: len(text)] = text
-    everyone = multihost_utils.process_allgather(padded).reshape(len(sizes), -1)
-    parts = (bytes(part[:size]) for part, size in zip(everyone, sizes, strict=True))
-    return [TextRow(*row) for part in parts for row in json.loads(part)]
+    parts = everyone_says([tuple(vars(row).values()) for row in rows])
+    return [TextRow(*row) for part in parts for row in part]

@@ -1,0 +1,136 @@
+"""What scoring a mixture is by any method: task after task, from where it was stopped, told and written down."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+import jax
+
+from t0jax import config as config_lib
+from t0jax.data import views
+from t0jax.evaluate.exchange import first_says
+from t0jax.evaluate.progress import Progress
+from t0jax.evaluate.tasks import drawn_rows, identity
+from t0jax.models import Params
+from t0jax.results import Results, ResultsFolder
+
+
+def tell_no_one(line: str) -> None:
+    """A progress that is not shown."""
+
+
+class Evaluation:
+    """An evaluation of one mixture, prepared once, called with parameters as often as one likes.
+
+    Attributes:
+        tasks: what is scored, each with name, rows, view and dataset.
+        unscored: by name of other tasks, why they are not.
+    """
+
+    METHOD: ClassVar[str]
+    """Of `evaluate.method`."""
+    DEPENDS_ON: ClassVar[tuple[str, ...]]
+    """Keys of `evaluate` that results depend on."""
+
+    tasks: Sequence[Any]
+    unscored: dict[str, str]
+
+    def __init__(
+        self, data: config_lib.Data, settings: config_lib.Evaluate, mixture: str, split: str
+    ):
+        self.data, self.settings = data, settings
+        self.mixture, self.split = mixture, split or data.eval_split
+
+    def __call__(
+        self,
+        params: Params,
+        folder: ResultsFolder | None = None,
+        progress: Callable[[str], None] = tell_no_one,
+    ) -> Results:
+        """Scores everything that is not in `folder` yet; the same on every process. Only the first one writes.
+
+        Args:
+            params: the network's parameters.
+            folder: where scores and results go as each task is finished; nowhere when None.
+            progress: is told of every finished task, and of the rows done and the time left in between.
+        """
+        writes = folder is not None and jax.process_index() == 0
+        results = Results(self._finished(folder), self.unscored)
+        todo = [n for n, task in enumerate(self.tasks) if task.name not in results.tasks]
+        if results.tasks:
+            progress(f"going on: {len(results.tasks)} of {len(self.tasks)} tasks are in the folder")
+        rows = sum(len(self._rows(self.tasks[number])) for number in todo)
+        told = Progress(progress, len(self.tasks), rows, len(results.tasks))
+        began = time.monotonic()
+        for number, scored in self._score(params, todo, told):
+            task, seconds = self.tasks[number], time.monotonic() - began
+            found = results.tasks[task.name] = self._measure(task, scored, seconds)
+            began = time.monotonic()
+            if writes:
+                folder.write_scores(task.name, scored)
+                folder.write_results(results, complete=False)
+            told.task(task.name, self._in_words(found))
+        ordered = {task.name: results.tasks[task.name] for task in self.tasks}
+        results = Results(ordered, results.missing)
+        if writes:
+            self._conclude(folder, results)
+            folder.write_results(results, complete=True)
+        return results
+
+    def describe(self) -> dict[str, Any]:
+        """The settings that results depend on, for `ResultsFolder`."""
+        chosen = {name: getattr(self.settings, name) for name in self.DEPENDS_ON}
+        if self.settings.input_eos is None:  # what it comes to, as older results have it
+            chosen["input_eos"] = any(views.find_view(task.view).input_eos for task in self.tasks)
+        names = ("view", "instruction_split", "truncation")
+        seen = {name: getattr(self.data, name) for name in names}
+        asked = {"method": self.METHOD, "mixture": self.mixture, "split": self.split}
+        return {**asked, **seen, **chosen}
+
+    def _finished(self, folder: ResultsFolder | None) -> dict[str, dict[str, Any]]:
+        """Results by task that the folder holds and that prompts and data of today would give again."""
+        reads = folder is not None and jax.process_index() == 0
+        there = first_says(folder.finished() if reads else {})
+        return {
+            task.name: there[task.name]
+            for task in self.tasks
+            if task.name in there and there[task.name].get("identity") == identity(task)
+        }
+
+    def _rows(self, task: Any) -> list[int]:
+        return drawn_rows(len(task.rows), self.settings.max_examples)
+
+    def _measure(self, task: Any, rows: Sequence[Any], seconds: float) -> dict[str, Any]:
+        return {
+            **(self._rates(task, rows) if rows else {}),
+            "n": len(rows),
+            "dataset": task.dataset,
+            "prompt": task.rows.template_name,
+            "coverage": len(rows) / max(1, len(self._rows(task))),
+            "identity": identity(task),
+            "seconds": round(seconds, 3),
+        }
+
+    def _in_words(self, found: Mapping[str, Any]) -> str:
+        if not found["n"]:
+            return f"applies to no row, in {found['seconds']:.1f} s"
+        return f"{self._value(found)}, {found['n']} rows in {found['seconds']:.1f} s"
+
+    # -------------------------------------------------------------------------------- what methods differ in
+
+    def _score(
+        self, params: Params, todo: Sequence[int], told: Progress
+    ) -> Iterator[tuple[int, Sequence[Any]]]:
+        """(task number, its rows of all processes in order) as the tasks `todo` are finished."""
+        raise NotImplementedError
+
+    def _rates(self, task: Any, rows: Sequence[Any]) -> dict[str, Any]:
+        """What the rows of a task, at least one, come to."""
+        raise NotImplementedError
+
+    def _value(self, found: Mapping[str, Any]) -> str:
+        """The rates of a task in a few words."""
+        raise NotImplementedError
+
+    def _conclude(self, folder: ResultsFolder, results: Results) -> None:
+        """Writes what the method adds to the folder once all is scored."""
