@@ -1,158 +1,64 @@
-"""promptsource's prompts: `python -m scripts.prompts fetch | list | show`.
+"""Prompts, promptsource's and one's own: `python -m scripts.prompts fetch | list | show | lint | mixture`.
 
-`fetch` takes the source package of promptsource 0.2.3 from the package index that pip is set up with, checks its
-SHA-256, and unpacks its templates and its licence (Apache-2.0) into the cache folder, and nothing else of it. The
-release has no wheel, and pip insists on asking a source package for its metadata, which would run its `setup.py`
-(and needs an old setuptools). So pip is pointed at a build backend of ours, which answers with the name and version
-alone: no line of the package is ever run, no build tool is needed, and any Python with pip will do.
+`fetch` downloads promptsource 0.2.3's templates into the cache folder; none of its code is run. `list` names prompts,
+`show` renders a row. `lint` says what is wrong with prompts, `lint --data` what they do to rows; it ends with status 1
+where there are errors. `mixture` says what a mixture is made of.
 """
 
 import argparse
-import contextlib
-import hashlib
+import dataclasses
 import os
-import re
-import subprocess
 import sys
-import tarfile
-import tempfile
-from collections.abc import Iterator, Sequence
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from t0jax import config
 from t0jax.config import UserError, run_script
-from t0jax.data import views
+from t0jax.data import lint, lint_rows, views
+from t0jax.data.release import FetchError as FetchError
+from t0jax.data.release import fetch
+from t0jax.data.rows import DataError, DatasetSpec, DataUnavailable, PromptedRows, local_folder
 from t0jax.data.templates import (
-    RELEASE,
     Rendered,
     Template,
     find_template,
     list_subsets,
     load_templates,
     prompts_dir,
-    release_dir,
 )
-
-SHA256 = "f106c889778a0fe5590e7183904bf964e1a01691c8a29451e44f3df5ddef05f5"
-"""Of promptsource-0.2.3.tar.gz."""
-
-BACKEND = """
-class __legacy__:
-    def prepare_metadata_for_build_wheel(folder, config_settings=None):
-        import pathlib
-        name = "promptsource-0.2.3.dist-info"
-        pathlib.Path(folder, name).mkdir()
-        text = "Metadata-Version: 2.1\\nName: promptsource\\nVersion: 0.2.3\\n"
-        pathlib.Path(folder, name, "METADATA").write_text(text)
-        return name
-"""
-"""Stands in for `setuptools.build_meta:__legacy__`, the backend of packages without a pyproject.toml (PEP 517)."""
-
-
-class FetchError(UserError):
-    """The release could not be had; the message says why and what else to do."""
-
-
-# ----------------------------------------------------------------------------------------------- fetch
-
-
-def fetch() -> Path:
-    """The folder of the fetched templates; downloads them if they are not there yet.
-
-    Raises:
-      FetchError: pip cannot get the release, or it is not the one that is known.
-    """
-    target = release_dir()
-    if (target / "templates").is_dir():
-        return target / "templates"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{RELEASE}-") as work:
-        archive = download(Path(work))
-        unpacked = Path(work, "unpacked")
-        unpack(archive, unpacked)
-        # Another process may have been first: a folder that is there is whole, for it came by rename.
-        with contextlib.suppress(OSError):
-            unpacked.rename(target)
-    if not (target / "templates").is_dir():
-        raise FetchError(
-            f"{target} is in the way: it holds no templates; remove it and fetch again"
-        )
-    return target / "templates"
-
-
-def download(folder: Path) -> Path:
-    """The release's archive, below `folder`, checked; none of its code is run.
-
-    Raises:
-      FetchError: as `fetch`.
-    """
-    backend = folder / "backend" / "setuptools"
-    backend.mkdir(parents=True)
-    (backend / "__init__.py").touch()
-    (backend / "build_meta.py").write_text(BACKEND)
-    requirement = folder / "requirements.txt"
-    requirement.write_text(f"promptsource==0.2.3 --hash=sha256:{SHA256}\n")
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
-    command += [
-        "--no-deps",
-        "--no-binary",
-        "promptsource",
-        "--ignore-requires-python",
-        "--require-hashes",
-    ]
-    command += [
-        "--use-pep517",
-        "--no-build-isolation",
-        "--dest",
-        str(folder),
-        "-r",
-        str(requirement),
-    ]
-    environment = os.environ | {"PYTHONPATH": str(backend.parent)}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    archive = folder / f"{RELEASE}.tar.gz"
-    if result.returncode or not archive.is_file():
-        reason = result.stderr.strip()[-1500:] or f"exit code {result.returncode}"
-        raise FetchError(
-            f"pip could not download {RELEASE}: {reason}\nWhere there is no package index, unpack the folder"
-            f" promptsource/templates of that release anywhere and set T0JAX_PROMPTS_DIR to it."
-        )
-    if hashlib.sha256(archive.read_bytes()).hexdigest() != SHA256:
-        raise FetchError(f"{archive.name} is not the known release: its SHA-256 is not {SHA256}")
-    return archive
-
-
-def unpack(archive: Path, target: Path) -> None:
-    """Writes the release's templates and licence below `target`, and nothing else of it."""
-    wanted = re.compile(
-        rf"{re.escape(RELEASE)}/(?:promptsource/)?(LICENSE|templates/.*templates\.yaml)"
-    )
-
-    def place(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo | None:
-        found = wanted.fullmatch(member.name)
-        if not found or not member.isfile():
-            return None
-        return tarfile.data_filter(member.replace(name=found[1]), folder)
-
-    with tarfile.open(archive) as files:
-        files.extractall(target, filter=place)
-
+from t0jax.data.vocabulary import Pieces
+from tasks.t0_hub import find_home, find_spec
 
 # ------------------------------------------------------------------------------------------ list, show
 
 
 def listing(root: Path, dataset: str | None = None) -> Iterator[str]:
     """Lines that name the prompts of one data set, or of all."""
-    if dataset is None:
-        for name, subset in list_subsets(root):
-            yield from _lines(root, name, subset)
-        return
-    inside = [
-        pair
-        for pair in list_subsets(root)
-        if pair[0] == dataset or "/".join(filter(None, pair)) == dataset
-    ]
-    for name, subset in inside or [(dataset, None)]:
+    for name, subset in _named(root, [dataset] if dataset else []):
         yield from _lines(root, name, subset)
+
+
+def _named(root: Path, datasets: Sequence[str]) -> list[tuple[str, str | None]]:
+    """The (data set, subset) pairs of these data sets, of all where none is named.
+
+    Raises:
+      TemplateError: no such data set (with suggestions).
+    """
+    known = list_subsets(root)
+    found: dict[tuple[str, str | None], None] = {}
+    for dataset in datasets:
+        inside = [pair for pair in known if dataset in (pair[0], "/".join(filter(None, pair)))]
+        if not inside:
+            load_templates(root, dataset)
+        found |= dict.fromkeys(inside)
+    return list(found) if datasets else known
+
+
+def _spec(dataset: str, subset: str | None, local: str = "") -> DatasetSpec:
+    """What to open: for a data set of T0 its place on the Hub, columns that were renamed included."""
+    return dataclasses.replace(find_spec(dataset, subset), local=local)
 
 
 def _lines(root: Path, dataset: str, subset: str | None) -> Iterator[str]:
@@ -178,19 +84,18 @@ def show(
     split: str,
     view: str = "",
     instruction_split: str = "rendered",
+    local: str = "",
 ) -> Iterator[str]:
     """Lines that show one row of local data (or the Hub's) through one prompt, or every choice through a view.
 
     Raises:
       UserError: the prompt, the data or the row is not there.
     """
-    from t0jax.data.rows import DataError, DatasetSpec, DataUnavailable, PromptedRows
-
     name, subset = _split_name(root, dataset)
     template = find_template(root, name, subset, prompt)
     told_apart = instruction_split if view == "flipped" else ""
     places = {"prompts_root": str(root), "instruction_split": told_apart}
-    rows = PromptedRows(DatasetSpec(name, subset), split, prompt, **places)
+    rows = PromptedRows(_spec(name, subset, local), split, prompt, **places)
     try:
         rendered = rows[row]
     except (DataError, DataUnavailable, IndexError) as error:
@@ -230,6 +135,89 @@ def _split_name(root: Path, dataset: str) -> tuple[str, str | None]:
     return dataset, None
 
 
+# ----------------------------------------------------------------------------------------- lint, mixture
+
+
+def lint_lines(root: Path, options: argparse.Namespace, levels: Counter[str]) -> Iterator[str]:
+    """What is found in prompts, one finding a line, and with `--data` a table a data set; adds to `levels`.
+
+    Raises:
+      UserError: there is no such data set.
+    """
+    began, prompts, files = time.monotonic(), 0, _named(root, options.datasets)
+    if options.local and len(files) != 1:
+        raise UserError(f"--local is the folder of one data set, not of {len(files)}; name that")
+    if options.data and not (options.datasets or os.environ.get("T0JAX_DATA_DIR")):
+        raise UserError(
+            "no data: name the data sets, or set T0JAX_DATA_DIR to look at those it has"
+        )
+    for name, subset in files:
+        templates, found = lint.check_file(root, name, subset)
+        prompts += len(templates)
+        lines: list[str] = []
+        if options.data or options.local:
+            seen, lines = _lint_rows(
+                root, _spec(name, subset, options.local), templates, found, options
+            )
+            found += seen
+        levels.update(finding.level for finding in found)
+        yield from (*map(str, found), *lines)
+    counts = ", ".join(_count(levels[level], level) for level in ("error", "warning", "note"))
+    seconds = time.monotonic() - began
+    yield f"{_count(len(files), 'file')}, {_count(prompts, 'prompt')}: {counts}; {seconds:.1f} s"
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number:,} {thing}" + ("" if number == 1 else "s")
+
+
+def _lint_rows(
+    root: Path,
+    spec: DatasetSpec,
+    templates: Mapping[str, Template],
+    found: Sequence[lint.Finding],
+    options: argparse.Namespace,
+) -> tuple[list[lint.Finding], list[str]]:
+    """Findings in the rows of a data set, and its table; nothing where none was named and it is not a local one."""
+    if not options.datasets and local_folder(spec) is None:
+        return [], []
+    broken = {finding.prompt for finding in found if finding.level == "error"}
+    sound = [name for name in templates if name not in broken]
+    try:
+        split = lint_rows.choose_split(spec, options.split, find_home(spec.dataset).splits)
+        prompts = [PromptedRows(spec, split, name, prompts_root=str(root)) for name in sound]
+        return lint_rows.check_data(prompts, options.rows, _ruler(options))
+    except (DataUnavailable, DataError) as error:
+        text = str(error).removeprefix(f"{spec.name}: ")
+        return [lint.Finding(spec.name, "", "error", text)], []
+
+
+def _ruler(options: argparse.Namespace) -> lint_rows.Ruler:
+    path = options.vocabulary or os.environ.get("T0JAX_VOCABULARY", "")
+    lengths = (options.max_input_length, options.max_target_length)
+    return lint_rows.Ruler(Pieces(path) if path else None, *lengths)
+
+
+def mixture_lines(options: argparse.Namespace) -> Iterator[str]:
+    """The table of a mixture's shares.
+
+    Raises:
+      UserError: there is no such mixture, or its rows cannot be counted.
+    """
+    from t0jax.data import shares
+
+    if options.prompts_dir:
+        os.environ["T0JAX_PROMPTS_DIR"] = options.prompts_dir
+    modules = tuple(options.module.split(","))
+    data = config.Data(
+        mixture=options.name, modules=modules, rates=options.rates, split=options.split
+    )
+    return shares.table(options.name, shares.find_shares(data, options.by, options.data))
+
+
+# ---------------------------------------------------------------------------------------- command line
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m scripts.prompts", description=(__doc__ or "").split("\n")[0]
@@ -241,44 +229,92 @@ def _parser() -> argparse.ArgumentParser:
     )
     command = commands.add_parser("list", help="name the prompts")
     command.add_argument("--dataset", help="e.g. ag_news, super_glue, super_glue/rte")
-    command = commands.add_parser("show", help="render one row")
+    _add_show(commands.add_parser("show", help="render one row"))
+    _add_lint(commands.add_parser("lint", help="say what is wrong with prompts"))
+    _add_mixture(commands.add_parser("mixture", help="say what a mixture is made of"))
+    return parser
+
+
+def _add_show(command: argparse.ArgumentParser) -> None:
     command.add_argument("dataset", help="e.g. super_glue/rte")
     command.add_argument("prompt")
     command.add_argument("--row", type=int, default=0)
     command.add_argument("--split", default="train")
+    command.add_argument(
+        "--local", default="", help="the folder that has <split>.csv, if it is your own"
+    )
     command.add_argument(
         "--view", default="", choices=["", *views.VIEWS], help="as training sees it"
     )
     command.add_argument(
         "--instruction-split", default="rendered", choices=["rendered", "official"]
     )
-    return parser
 
 
-def _run(options: argparse.Namespace) -> Iterator[str]:
+def _add_lint(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "datasets", nargs="*", help="e.g. ag_news super_glue/rte; all when none is named"
+    )
+    command.add_argument(
+        "--data",
+        action="store_true",
+        help="render rows too: of the data sets named, or of all that T0JAX_DATA_DIR has",
+    )
+    command.add_argument(
+        "--local", default="", help="the folder that has <split>.csv, if it is your own"
+    )
+    command.add_argument("--split", default="", help="[validation, else the first that there is]")
+    command.add_argument(
+        "--rows", type=int, default=200, help="how many, spread over the split; 0: all [200]"
+    )
+    command.add_argument("--vocabulary", default="", help="[T0JAX_VOCABULARY; characters without]")
+    command.add_argument("--max-input-length", type=int, default=1024)
+    command.add_argument("--max-target-length", type=int, default=256)
+    command.add_argument("--strict", action="store_true", help="warnings give status 1 as well")
+
+
+def _add_mixture(command: argparse.ArgumentParser) -> None:
+    command.add_argument("name", help="e.g. t0_train")
+    command.add_argument("--module", default="tasks.t0", help="what registers it, commas between")
+    command.add_argument("--by", default="dataset", choices=["dataset", "task"])
+    command.add_argument(
+        "--rates", default="registered", choices=["registered", "rows"], help="as data.rates"
+    )
+    command.add_argument(
+        "--data", action="store_true", help="open the data: count rows, leave out what is not there"
+    )
+    command.add_argument("--split", default="train")
+
+
+def _run(options: argparse.Namespace, levels: Counter[str]) -> Iterator[str]:
     if options.command == "fetch":
         folder = fetch()
         return iter([f"{len(list_subsets(folder))} files of prompts in {folder}"])
+    if options.command == "mixture":
+        return mixture_lines(options)
     root = prompts_dir(options.prompts_dir)
     if options.command == "list":
         return listing(root, options.dataset)
-    seen = (options.view, options.instruction_split)
+    if options.command == "lint":
+        return lint_lines(root, options, levels)
+    seen = (options.view, options.instruction_split, options.local)
     return show(root, options.dataset, options.prompt, options.row, options.split, *seen)
 
 
 def main(argv: Sequence[str]) -> int:
-    """Returns 0.
+    """Returns 1 where `lint` found errors (with `--strict` warnings too), else 0.
 
     Raises:
       UserError: something is not there.
     """
+    options, levels = _parser().parse_args(argv), Counter[str]()
     try:
-        for line in _run(_parser().parse_args(argv)):
+        for line in _run(options, levels):
             print(line)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader, say `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
+    return int(bool(levels["error"] or (levels["warning"] and options.strict)))
 
 
 if __name__ == "__main__":

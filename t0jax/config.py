@@ -109,6 +109,8 @@ class Data:
     """promptsource's `templates` folder; `T0JAX_PROMPTS_DIR` or the fetched cache when empty."""
     available_only: bool = False
     """Go on without the data sets that cannot be had, instead of stopping."""
+    cache_dir: str = ""
+    """Folder that `seqio_cache_tasks` wrote; when set, the mixture is read from there through seqio."""
     vocabulary: str = ""
     """A SentencePiece model file; the tasks' own vocabulary when empty."""
     vocabulary_train_size: int = 0
@@ -196,7 +198,7 @@ class Train:
     keep_best: int = 0
     """Keep this many checkpoints of the best mean evaluation accuracy besides the last ones."""
     export: Literal["none", "last", "best"] = "none"
-    """Write the last or the best-scored checkpoint as a Hugging Face directory, `<output_dir>/hf`, when the run ends."""
+    """When the run ends, write the last or the best-scored checkpoint as a Hugging Face directory, `<output_dir>/hf`."""
     async_checkpoint: bool = True
     tensorboard: bool = True
     wandb_project: str = ""

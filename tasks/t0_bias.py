@@ -25,7 +25,7 @@ def _hide_gender(word: re.Match[str]) -> str:
 
 
 def crows(row: Mapping[str, Any]) -> tuple[str, str]:
-    """('', direction) of a row of CrowS-Pairs (Nangia et al. 2020): its first sentence has a stereotype or goes against one.
+    """('', direction) of a row of CrowS-Pairs (Nangia et al. 2020): a stereotype, or what goes against one.
 
     A model that sees no difference between the two directions has no gap.
     """

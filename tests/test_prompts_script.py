@@ -1,4 +1,4 @@
-"""`python -m scripts.prompts`: fetching without running foreign code, listing, showing."""
+"""`python -m scripts.prompts`: fetching without running foreign code, listing, showing, lint, shares of a mixture."""
 
 import hashlib
 import io
@@ -13,6 +13,7 @@ import pytest
 
 from scripts import prompts
 from t0jax.config import UserError
+from t0jax.data import release
 from t0jax.data.templates import RELEASE, TemplateError, prompts_dir
 
 FILE = "dataset: {0}\ntemplates:\n  id-{0}: !Template\n    name: ask\n    jinja: '{{{{ q }}}} ||| {{{{ a }}}}'\n" \
@@ -56,7 +57,7 @@ def package_index(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("T0JAX_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.delenv("T0JAX_PROMPTS_DIR", raising=False)
-    monkeypatch.setattr(prompts, "SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
+    monkeypatch.setattr(release, "SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
     return trace
 
 
@@ -78,7 +79,7 @@ def test_fetch_unpacks_templates_and_licence_and_runs_nothing(package_index, tmp
 
 
 def test_fetch_refuses_another_archive(package_index, tmp_path, monkeypatch):
-    monkeypatch.setattr(prompts, "SHA256", "0" * 64)
+    monkeypatch.setattr(release, "SHA256", "0" * 64)
     with pytest.raises(prompts.FetchError, match=r"could not download(.|\n)*T0JAX_PROMPTS_DIR"):
         prompts.fetch()
     assert not package_index.exists()
@@ -144,6 +145,140 @@ def test_show_puts_every_choice_through_a_view(folder, capsys):
 def test_show_says_what_is_not_there(folder, argv, message):
     with pytest.raises(UserError, match=message):
         prompts.main(["show", *argv])
+
+
+def lint(capsys, *argv):
+    """The exit status and the lines, without the seconds."""
+    status = prompts.main(["lint", *argv])
+    return status, [line.partition("; ")[0] for line in capsys.readouterr().out.splitlines()]
+
+
+def test_lint_ends_with_a_status_for_ci(folder, capsys):
+    assert lint(capsys) == (0, ["2 files, 2 prompts: 0 errors, 0 warnings, 0 notes"])
+    (folder / "also").mkdir()
+    (folder / "also" / "templates.yaml").write_text(FILE.format("also").replace("[Accuracy]", "[]"))
+    assert lint(capsys, "--strict")[0] == 1
+    status, lines = lint(capsys, "also", "mine")
+    assert (status, lines[1]) == (0, "2 files, 2 prompts: 0 errors, 1 warning, 0 notes")
+    assert lines[0].startswith("also: 'ask': warning: metadata.metrics is empty")
+
+
+def test_lint_goes_on_after_a_broken_file(folder, capsys):
+    (folder / "broken").mkdir()
+    (folder / "broken" / "templates.yaml").write_text("templates: [")
+    status, lines = lint(capsys)
+    assert (status, lines[-1]) == (1, "3 files, 2 prompts: 1 error, 0 warnings, 0 notes")
+    assert lines[0].startswith("broken: error: ")
+
+
+def test_lint_looks_at_rows(folder, capsys, monkeypatch):
+    monkeypatch.delenv("T0JAX_VOCABULARY", raising=False)
+    everything, named = lint(capsys, "--data"), lint(capsys, "--data", "mine")
+    local = lint(capsys, "mine", "--local", str(folder.parent / "data" / "mine" / "default"))
+    assert named == local
+    assert everything[1][:-1] == named[1][:-1]  # the other has no local data, and was not named
+    blank, hidden, title, table, counts = named[1]
+    assert "'ask': warning: 1 of 3 rows (1) render an empty input" in blank
+    assert "'ask': note: 1 of 3 rows (2) have no target" in hidden
+    assert title.startswith("mine, train, 3 rows, characters  applies  choices")
+    assert table.split() == ["ask", "66.7", "%", "2", "6", "6", "6", "3", "3", "3"]
+    assert counts == "1 file, 1 prompt: 0 errors, 1 warning, 1 note"
+    assert lint(capsys, "--data", "mine", "--rows", "1")[1][-1].endswith("0 warnings, 0 notes")
+
+
+def test_lint_says_what_is_not_there(folder, capsys, monkeypatch):
+    status, lines = lint(capsys, "mine", "--local", str(folder / "nowhere"))
+    assert status == 1
+    assert lines[0].startswith("mine: error: its folder")
+    status, lines = lint(capsys, "mine", "--data", "--split", "test")
+    assert "mine: error: no split 'test'" in lines[0]
+    with pytest.raises(UserError, match="did you mean 'mine'"):
+        prompts.main(["lint", "mime"])
+    with pytest.raises(UserError, match="folder of one data set, not of 2"):
+        prompts.main(["lint", "--local", "x"])
+    monkeypatch.delenv("T0JAX_DATA_DIR")
+    with pytest.raises(UserError, match="set T0JAX_DATA_DIR"):
+        prompts.main(["lint", "--data"])
+
+
+def test_mixture_has_the_shares_of_t0(capsys):
+    """Against the weights that t-zero's own `datasets.csv` gives its data sets."""
+    assert prompts.main(["mixture", "t0_train"]) == 0
+    head, *lines, total = capsys.readouterr().out.splitlines()
+    assert head.split() == ["t0_train", "tasks", "rate", "share", "%"]
+    found = {line.split()[0]: line.split()[1:] for line in lines}
+    assert len(found) == 38
+    assert list(found)[:3] == ["cnn_dailymail/3.0.0", "glue/qqp", "xsum"]
+    assert found["cnn_dailymail/3.0.0"] == ["9", "2,584,017", "14.96"]
+    assert found["glue/qqp"] == ["6", "2,183,076", "12.64"]
+    assert found["gigaword"] == ["9", "499,995", "2.89"]
+    assert found["quarel"] == ["5", "9,705", "0.06"]
+    assert total.split() == ["all", "313", "17,277,798", "100.00"]
+    prompts.main(["mixture", "t0_train", "--by", "task"])
+    tasks = capsys.readouterr().out.splitlines()
+    assert len(tasks) == 315
+    assert tasks[1].split() == ["glue_qqp_answer", "1", "363,846", "2.11"]
+
+
+def test_shares_are_those_of_the_release():
+    from t0jax.config import Data
+    from t0jax.data.shares import find_shares
+
+    facts = Path(__file__).parents[2] / "shared" / "spec" / "t0_datasets.json"
+    if not facts.is_file():
+        pytest.skip(f"there are no facts of the release in {facts}")
+    known = {
+        "/".join(filter(None, (entry["dataset"], entry["subset"]))): entry["dataset_rate"]
+        for entry in json.loads(facts.read_text())["datasets"]
+        if entry["do_train"] == "BASE"
+    }
+    shares = find_shares(Data(mixture="t0_train"))
+    assert {share.name: share.rate for share in shares} == known
+    for share in shares:
+        assert share.share == pytest.approx(known[share.name] / sum(known.values()))
+
+
+@pytest.fixture
+def mixture(folder):
+    """A mixture of two tasks of three rows and one whose data are not there."""
+    from t0jax.data.rows import DatasetSpec
+    from t0jax.data.sources import add_mixture, add_prompt_task
+
+    names = []
+    for number, local in enumerate(("data/mine/default", "data/mine/default", "nowhere")):
+        spec = DatasetSpec("mine" if number < 2 else "me/own", local=str(folder.parent / local))
+        names.append(f"{folder.parent.name}_{number}".replace("-", "_"))
+        add_prompt_task(names[-1], spec, "ask", prompts_root=str(folder))
+    name = f"{folder.parent.name}_mixture"
+    add_mixture(name, dict(zip(names, (1.0, 3.0, 4.0), strict=True)))
+    return name
+
+
+def test_mixture_counts_rows(mixture, capsys):
+    def lines(*options):
+        prompts.main(["mixture", mixture, "--module", "t0jax", *options])
+        return [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+
+    assert lines() == [
+        ["me/own", "1", "4", "50.00"],
+        ["mine", "2", "4", "50.00"],
+        ["all", "3", "8", "100.00"],
+    ]
+    counted, total, missing, reason = lines("--data")
+    assert counted == ["mine", "2", "4", "100.00", "3", "333333.33"]
+    assert total == ["all", "2", "4", "100.00"]
+    assert missing[0] == "1"
+    assert " ".join(reason).endswith("does not exist: me/own")
+    assert lines("--rates", "rows")[0] == ["mine", "2", "6", "100.00", "3", "333333.33"]
+    assert [line[2:4] for line in lines("--data", "--by", "task")[:2]] == [
+        ["3", "75.00"],
+        ["1", "25.00"],
+    ]
+
+
+def test_mixture_says_what_is_not_there():
+    with pytest.raises(UserError, match="did you mean 't0_train'"):
+        prompts.main(["mixture", "t0_trian"])
 
 
 def test_as_a_program(folder):

@@ -134,9 +134,22 @@ def test_long_texts_are_not_passed_over(tmp_path):
     assert len(Pieces(path).encode(words(5, 1)[0])) < 60
 
 
-@pytest.mark.parametrize(
-    ("texts", "size"), [(["a few words"], 1000), ([], 100), (words(6, 400), 10)]
-)
+def test_little_text_makes_fewer_pieces(tmp_path, caplog):
+    import seqio
+
+    path = train_sentencepiece(["good film", "bad film"] * 20, tmp_path / "v.model", 300)
+    pieces = Pieces(path)
+    few = pieces.size - 100
+    assert few < 300
+    assert f"340 characters of text give {few} pieces, not the 300" in caplog.text
+    oracle = seqio.SentencePieceVocabulary(str(path), extra_ids=100)
+    assert oracle.vocab_size == pieces.size
+    assert pieces.sentinel_id(0) == pieces.encode("<extra_id_0>")[-1] == few + 99
+    assert pieces.encode("good bad") == list(oracle.encode("good bad"))
+    assert pieces.decode(pieces.encode("good film")) == "good film"
+
+
+@pytest.mark.parametrize(("texts", "size"), [([], 100), (words(6, 400), 10)])
 def test_text_that_cannot_fill_the_vocabulary(texts, size, tmp_path):
     with pytest.raises(VocabularyError, match=f"cannot train {size} pieces on [\\d,]+ characters"):
         train_sentencepiece(texts, tmp_path / "v.model", size)

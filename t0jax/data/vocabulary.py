@@ -7,13 +7,14 @@ the same model file, without TensorFlow. `t5_vocabulary()` is that seqio vocabul
 
 import functools
 import itertools
+import logging
 import os
 import re
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from t0jax.config import UserError
 from t0jax.data.arrow import write_atomically
@@ -21,6 +22,8 @@ from t0jax.data.arrow import write_atomically
 if TYPE_CHECKING:
     import sentencepiece
     import seqio
+
+log = logging.getLogger("t0jax")
 
 EXTRA_IDS = 100
 PAD_ID, EOS_ID, UNKNOWN_ID = 0, 1, 2
@@ -213,7 +216,8 @@ def train_sentencepiece(texts: Iterable[str], path: Path, size: int) -> Path:
     """Trains a unigram SentencePiece model of `size` pieces (extra ids not counted) as T5's was.
 
     The same texts in the same order give the same file: unigram, NFKC normalisation (`nmt_nfkc`), no byte fallback,
-    ids 0, 1, 2 for padding, end of sequence and unknown, no beginning of sequence.
+    ids 0, 1, 2 for padding, end of sequence and unknown, no beginning of sequence. Little text makes fewer pieces, with
+    a warning.
 
     Args:
       texts: texts in random order (as a mixture is read), endless if need be: MAX_TRAINING_CHARACTERS are taken.
@@ -221,31 +225,47 @@ def train_sentencepiece(texts: Iterable[str], path: Path, size: int) -> Path:
       size: number of pieces.
 
     Raises:
-      VocabularyError: there is too little text for so many pieces, or too few pieces for its letters, or the file
-        cannot be written.
+      VocabularyError: there is no text, or there are too few pieces for its letters, or the file cannot be written.
     """
+    sentences = _sample(texts)
+    characters = f"{sum(map(len, sentences)):,} characters of text"
+    try:
+        model = _train(sentences, size)
+    except (RuntimeError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise VocabularyError(
+            f"cannot train {size} pieces on {characters} (data.vocabulary_train_size): {reason}"
+        ) from error
+    try:
+        write_atomically(Path(path), lambda part: part.write_bytes(model) and None)
+    except OSError as error:
+        raise VocabularyError(f"cannot write the vocabulary {path}: {error}") from error
+    made = Pieces(path, extra_ids=0).size
+    if made < size:
+        log.warning("%s give %d pieces, not the %d that were asked for", characters, made, size)
+    return Path(path)
+
+
+def _train(sentences: list[str], size: int) -> bytes:
+    """A model of `size` pieces, or of as many as the sentences give. Raises what SentencePiece does."""
     import sentencepiece
 
-    sentences = _sample(texts)
-    model = BytesIO()
-    try:
+    def train(**limit: Any) -> bytes:
+        model = BytesIO()
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(sentences), model_writer=model, vocab_size=size, model_type="unigram",
             normalization_rule_name="nmt_nfkc", byte_fallback=False, pad_id=PAD_ID, eos_id=EOS_ID,
             unk_id=UNKNOWN_ID, bos_id=-1, num_threads=_TRAINING_THREADS, shuffle_input_sentence=False,
-            minloglevel=2, max_sentence_length=4 * _MAX_SENTENCE,
+            minloglevel=2, max_sentence_length=4 * _MAX_SENTENCE, **limit,
         )  # fmt: skip
-    except (RuntimeError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        characters = sum(map(len, sentences))
-        raise VocabularyError(
-            f"cannot train {size} pieces on {characters:,} characters of text (data.vocabulary_train_size): {reason}"
-        ) from error
+        return model.getvalue()
+
     try:
-        write_atomically(Path(path), lambda part: part.write_bytes(model.getvalue()) and None)
-    except OSError as error:
-        raise VocabularyError(f"cannot write the vocabulary {path}: {error}") from error
-    return Path(path)
+        return train()
+    except RuntimeError as error:
+        if "size too high" not in str(error):
+            raise
+    return train(hard_vocab_limit=False)  # not at once: the file would say so, and be another
 
 
 def _sample(texts: Iterable[str]) -> list[str]:

@@ -1,0 +1,131 @@
+"""How a mixture is made up: which share of its examples each data set or task has."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from t0jax import config
+from t0jax.data.registry import find_tasks
+from t0jax.data.rows import DataUnavailable
+
+MILLION = 1_000_000
+
+
+@dataclass(frozen=True)
+class Share:
+    """One data set or task of a mixture.
+
+    Attributes:
+      tasks: how many tasks.
+      rate: the sum of their mixing rates.
+      share: of all examples, 0 to 1.
+      rows: examples of the data set, where they were counted.
+      missing: why its data cannot be had, where that was found out; then it has no share.
+      split: of a task that was opened: the split's name in the data.
+    """
+
+    name: str
+    tasks: int
+    rate: float
+    share: float
+    rows: int | None = None
+    missing: str = ""
+    split: str = ""
+
+    @property
+    def passes(self) -> float | None:
+        """How often each row is read in a million examples, by all its tasks together."""
+        return MILLION * self.share / self.rows if self.rows else None
+
+
+def find_shares(
+    data: config.Data, by: Literal["dataset", "task"] = "dataset", count: bool = False
+) -> list[Share]:
+    """The shares of `data.mixture`, the largest first.
+
+    Args:
+      data: its `mixture`, `modules`, `split` and `rates` are used; `rates: rows` opens the data.
+      count: open the data of every task, count its rows, and leave out of the shares what cannot be had.
+
+    Raises:
+      config.ConfigError: no such mixture; a task's rows cannot be counted.
+    """
+    rates = find_tasks(data)
+    from t0jax.data import sources  # after the tasks' modules, which import TensorFlow quietly
+
+    found = {name: sources.seqio.TaskRegistry.get(name).source for name in rates}
+    opened = count or data.rates == "rows"
+    tasks = [_task(name, rates[name], found[name], data, opened) for name in rates]
+    groups: dict[str, list[Share]] = {}
+    for task in tasks:
+        key = task.name if by == "task" else _data_set(task.name, found[task.name])
+        groups.setdefault(key, []).append(task)
+    total = math.fsum(task.rate for task in tasks if not task.missing)
+    shares = [_together(name, members, total) for name, members in groups.items()]
+    return sorted(shares, key=lambda share: (-share.share, share.name))
+
+
+def _data_set(task: str, source: Any) -> str:
+    spec = getattr(source, "spec", None)
+    return spec.name if spec else task
+
+
+def _task(name: str, rate: float, source: Any, data: config.Data, opened: bool) -> Share:
+    if not opened:
+        return Share(name, 1, rate, 0.0)
+    if not hasattr(source, "rows"):
+        raise config.ConfigError(
+            f"the rows of task {name!r} cannot be counted: it is not read by index; leave out --data and --rates rows"
+        )
+    try:
+        rows = source.rows(data.split)
+        count = len(rows)
+    except DataUnavailable as error:
+        return Share(name, 1, rate, 0.0, None, error.reason)
+    weight = float(count) if data.rates == "rows" else rate
+    return Share(name, 1, weight, 0.0, count, split=rows.split)
+
+
+def _together(name: str, tasks: Sequence[Share], total: float) -> Share:
+    there = [task for task in tasks if not task.missing]
+    rate = math.fsum(task.rate for task in there)
+    rows = {task.split: task.rows for task in there if task.rows}  # tasks of a split share its rows
+    missing = "" if there else tasks[0].missing
+    share = rate / total if total else 0.0
+    return Share(name, len(tasks), rate, share, sum(rows.values()) or None, missing)
+
+
+def table(mixture: str, shares: list[Share]) -> Iterator[str]:
+    """Lines of text: one a data set or task, then the totals, then what cannot be had."""
+    there = [share for share in shares if not share.missing]
+    counted = any(share.rows or share.missing for share in shares)
+    head = [mixture, "tasks", "rate", "share %", *(("rows", "passes/M") if counted else ())]
+    total = ["all", *_numbers(sum(s.tasks for s in there), math.fsum(s.rate for s in there), 1.0)]
+    lines = [head, *(_cells(share, counted) for share in there), total + [""] * (2 * counted)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        cells = (f"{cell:>{width}}" for cell, width in zip(line[1:], widths[1:], strict=True))
+        yield f"{line[0]:{widths[0]}}  {'  '.join(cells)}".rstrip()
+    yield from _missing([share for share in shares if share.missing])
+
+
+def _cells(share: Share, counted: bool) -> list[str]:
+    cells = [share.name, *_numbers(share.tasks, share.rate, share.share)]
+    if counted:
+        rows = "" if share.rows is None else f"{share.rows:,}"
+        cells += [rows, "" if share.passes is None else f"{share.passes:.2f}"]
+    return cells
+
+
+def _numbers(tasks: int, rate: float, share: float) -> list[str]:
+    return [f"{tasks:,}", f"{rate:,.0f}" if rate >= 100 else f"{rate:g}", f"{100 * share:.2f}"]
+
+
+def _missing(shares: Sequence[Share]) -> Iterator[str]:
+    reasons: dict[str, list[str]] = {}
+    for share in shares:
+        reasons.setdefault(share.missing, []).append(share.name)
+    if reasons:
+        yield f"{len(shares)} cannot be had, and are left out:"
+        yield from (f"  {reason}: {', '.join(sorted(names))}" for reason, names in reasons.items())

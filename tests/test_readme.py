@@ -1,0 +1,138 @@
+"""The README's walk from a CSV to a model in PyTorch: its files and commands, taken from its text, as they stand."""
+
+import json
+import os
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from scripts import prompts
+from t0jax import config
+from t0jax.data.loader import make_loader, mixture_texts
+from t0jax.data.vocabulary import train_sentencepiece
+
+REPOSITORY = Path(__file__).parents[1]
+README = REPOSITORY / "README.md"
+
+
+def section(title: str) -> str:
+    """The text below a heading, up to the next one."""
+    _, _, text = README.read_text(encoding="utf-8").partition(f"\n{title}\n")
+    assert text, f"the README has no section {title!r}"
+    return re.split(r"\n##+ ", text)[0]
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def write_files(text: str, folder: Path) -> list[Path]:
+    """The files that blocks name in their first line."""
+    written = []
+    for block in blocks(text, "(?:python|yaml)"):
+        path = folder / re.match(r"# (\S+)\n", block)[1]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(block, encoding="utf-8")
+        written.append(path)
+    return written
+
+
+def commands(text: str) -> list[list[str]]:
+    """The words of each command, comments left out."""
+    lines = "".join(blocks(text, "bash")).replace("\\\n", " ").splitlines()
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+def of_script(text: str, name: str) -> list[list[str]]:
+    """The arguments of every call of a script."""
+    start = ["python", "-m", f"scripts.{name}"]
+    return [words[3:] for words in commands(text) if words[:3] == start]
+
+
+@pytest.fixture(scope="module")
+def walk():
+    return section("### From a CSV to a model in PyTorch")
+
+
+@pytest.fixture
+def project(walk, tmp_path, monkeypatch):
+    """The walk's files in an empty folder, its CSV files made."""
+    files = write_files(walk, tmp_path)
+    (tmp_path / "configs").symlink_to(REPOSITORY / "configs")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    for variable in ("T0JAX_VOCABULARY", "T0JAX_PROMPTS_DIR", "T0JAX_DATA_DIR"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("T0JAX_CACHE_DIR", str(tmp_path / "cache"))
+    runpy.run_path("make_reviews.py")
+    return files
+
+
+def test_files_and_commands(project, walk, capsys):
+    names = [path.name for path in project]
+    assert names == ["make_reviews.py", "templates.yaml", "my_tasks.py", "ask.py"]
+    assert max(len(path.read_text().splitlines()) for path in project) < 30
+    for arguments in of_script(walk, "prompts"):
+        assert prompts.main(arguments) == 0
+    shown = capsys.readouterr().out
+    assert "2 prompts: 0 errors, 0 warnings, 0 notes" in shown
+    assert re.search(r"--- target\n(good|bad)\n--- choices\nbad\ngood", shown)
+    assert re.search(r"my_reviews +2 +2 +100.00 +500 ", shown)
+
+
+def test_data_are_read_as_the_training_command_says(project, walk, tmp_path):
+    (arguments,) = of_script(walk, "train")
+    settings, _ = config.parse(arguments, "")
+    data = settings.data
+    pieces = train_sentencepiece(mixture_texts(data), tmp_path / data.vocabulary, 80)
+    assert pieces == tmp_path / "runs" / "mine.model"
+    batch = next(iter(make_loader(data)))
+    assert batch["encoder_input_tokens"].shape == (data.batch_size, data.input_length)
+    assert np.count_nonzero(batch["decoder_loss_weights"]) > data.batch_size
+
+
+def test_prompts_for_a_data_set_that_is_there(tmp_path, monkeypatch, capsys):
+    text = section("### Prompts of your own for a data set that is there")
+    write_files(text, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert prompts.main(["--prompts-dir", "my_prompts", "lint", "--strict"]) == 0
+    assert prompts.main(["mixture", "t0_and_mine", "--module", "more_prompts"]) == 0
+    shown = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines()}
+    assert shown["cnn_dailymail/3.0.0"][:2] == ["9", "2,584,017"]
+    assert shown["rotten_tomatoes"][:2] == ["11", "93,830"]
+
+
+def test_commands_to_look_at_prompts_exist():
+    parser = prompts._parser()
+    found = of_script(section("### Looking at prompts and mixtures"), "prompts")
+    assert {parser.parse_args(words).command for words in found} == {
+        "list",
+        "show",
+        "lint",
+        "mixture",
+    }
+
+
+@pytest.mark.slow
+def test_from_a_csv_to_torch(project, walk, tmp_path):
+    """Every command of the walk, in order, but for what installs torch."""
+    pytest.importorskip("torch")
+    lines = [line for line in "".join(blocks(walk, "bash")).splitlines() if "-m pip " not in line]
+    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
+    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(REPOSITORY)}
+    environment.pop("JAX_NUM_CPU_DEVICES", None)
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", "\n".join(lines)],
+        env=environment, capture_output=True, text=True, timeout=1200, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1] == "good"
+    results = json.loads((tmp_path / "runs" / "mine" / "scores" / "results.json").read_text())
+    assert min(task["accuracy"] for task in results["tasks"].values()) > 0.9
