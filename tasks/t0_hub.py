@@ -39,10 +39,15 @@ TREC_FINE = (
 # fmt: on
 """The prompts' number of each of today's 50 fine labels; the 47 of 2021 had one `desc` and one `other` for all."""
 
+# Its authors' column names; the Hub's loading script, and so the prompts, know the columns by the others.
 _STORY_CLOZE = tuple(
     [(f"input_sentence_{n}", f"InputSentence{n}") for n in (1, 2, 3, 4)]
     + [(f"sentence_quiz{n}", f"RandomFifthSentenceQuiz{n}") for n in (1, 2)]
     + [("answer_right_ending", "AnswerRightEnding"), ("story_id", "InputStoryid")]
+)
+_STORY_CLOZE_WAY = (
+    "its authors give it out on request, https://cs.rochester.edu/nlp/rocstories: copy their files of 2016 there as "
+    "they are, cloze_test_val__spring2016*.csv as validation.csv, cloze_test_test__spring2016*.csv as test.csv"
 )
 _KEY = ("answerKey",)
 _SCRIPT = "at its original id only a loading script, which is no longer run, and perhaps the Hub's parquet copy"
@@ -91,7 +96,7 @@ HOMES: dict[str, Home] = {
         ("validation", "test"),
         renames=_STORY_CLOZE,
         labels=("answer_right_ending",),
-        note="given out by its authors on request; their CSV files work as they are",
+        note=_STORY_CLOZE_WAY,
     ),
     "super_glue": Home("aps/super_glue"),
     "trec": Home(

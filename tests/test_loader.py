@@ -28,6 +28,20 @@ templates:
       choices_in_prompt: false
       metrics: [Accuracy]
       languages: [en]
+  {}: !Template
+    id: {}
+    name: which sound
+    jinja: "What does {{{{name}}}} say? ||| {{{{sound}}}}"
+    answer_choices: null
+    reference: ''
+    metadata: !TemplateMetadata {{original_task: false}}
+  {}: !Template
+    id: {}
+    name: rare
+    jinja: "{{% if name == 'Pet 59' %}} Who? ||| {{{{name}}}} {{% endif %}}"
+    answer_choices: null
+    reference: ''
+    metadata: !TemplateMetadata {{original_task: false}}
 """
 
 
@@ -43,8 +57,8 @@ def registry(tmp_path_factory):
     patch.setenv("T0JAX_CACHE_DIR", str(root / "cache"))
     folder = root / "prompts" / "pets"
     folder.mkdir(parents=True)
-    key = "0b5d0cd1-6f6d-4c5a-9d0a-3a4a6a0c0001"
-    (folder / "templates.yaml").write_text(PROMPTS.format(key, key), encoding="utf-8")
+    keys = [f"0b5d0cd1-6f6d-4c5a-9d0a-3a4a6a0c000{i}" for i in (1, 1, 2, 2, 3, 3)]
+    (folder / "templates.yaml").write_text(PROMPTS.format(*keys), encoding="utf-8")
     animals = ["cat", "dog", "owl", "cow", "hen"]
     rows = [
         {
@@ -64,13 +78,17 @@ def registry(tmp_path_factory):
     pieces = vocabulary.train_sentencepiece(texts * 3, root / "pieces.model", 60)
     found = vocabulary.Pieces(pieces)
 
-    def add(name, local):
+    def add(name, local, prompt="who"):
         spec = DatasetSpec("pets", local=str(root / "data" / local))
-        sources.add_prompt_task(name, spec, "who", prompts_root=str(root / "prompts"))
+        sources.add_prompt_task(name, spec, prompt, prompts_root=str(root / "prompts"))
 
     add("loader_pets", "pets")
     add("loader_farm", "farm")
     add("loader_zoo", "zoo")
+    add("loader_sounds", "pets", "which sound")
+    add("loader_rare", "pets", "rare")
+    seqio.MixtureRegistry.add("loader_prompts", [("loader_pets", 1), ("loader_sounds", 1)])
+    seqio.MixtureRegistry.add("loader_rarely", [("loader_pets", 1), ("loader_rare", 1)])
     seqio.MixtureRegistry.add("loader_index", [("loader_pets", 1), ("loader_farm", lambda task: 3)])
     seqio.MixtureRegistry.add("loader_some", [("loader_pets", 1), ("loader_zoo", 5)])
 
@@ -94,10 +112,10 @@ def registry(tmp_path_factory):
         DATA, modules=(), vocabulary=str(found.path), input_length=64, target_length=8
     )
     patch.undo()
-    for name in ("loader_index", "loader_some"):
+    for name in ("loader_index", "loader_some", "loader_prompts", "loader_rarely"):
         seqio.MixtureRegistry.remove(name)
-    for name in ("loader_pets", "loader_farm", "loader_zoo", "loader_plain"):
-        seqio.TaskRegistry.remove(name)
+    for name in ("pets", "farm", "zoo", "sounds", "rare", "plain"):
+        seqio.TaskRegistry.remove(f"loader_{name}")
 
 
 def token_segments(batch):
@@ -145,6 +163,80 @@ def test_copies_of_the_data_have_the_same_position_and_other_data_has_not(regist
         path.write_text(content)
 
 
+def prompted(data):
+    """The tasks of the stream, by name."""
+    stream = loader_lib.make_stream(data, loader_lib.find_tasks(data), Pieces(data.vocabulary))
+    return {task.name: task for task in stream.tasks}
+
+
+def test_a_few_shots_are_the_same_rows_for_all_prompts_of_a_data_set(registry):
+    data = dataclasses.replace(registry, mixture="loader_prompts", num_shots=8)
+    tasks = prompted(data)
+    assert len(tasks) == 2
+    assert {task.length for task in tasks.values()} == {8}
+    (chosen,) = {task.chosen for task in tasks.values()}
+    assert len(set(chosen)) == 8
+    assert set(chosen) < set(range(60))
+    fewer = prompted(dataclasses.replace(data, num_shots=5))["loader_pets"].chosen
+    assert set(fewer) < set(chosen)
+    others = [
+        prompted(dataclasses.replace(data, seed=seed))["loader_pets"].chosen for seed in (6, 7)
+    ]
+    assert len({chosen, *others}) == 3
+    with make_loader(dataclasses.replace(data, mixture="loader_pets", pack=False)) as loader:
+        seen = set().union(*map(token_segments, take(loader, 25)))
+    pieces, rows = Pieces(data.vocabulary), tasks["loader_pets"].rows
+    expected = [
+        (pieces.encode(rows[i].inputs), [*pieces.encode(rows[i].targets), 1]) for i in chosen
+    ]
+    assert seen == {(tuple(inputs), tuple(targets)) for inputs, targets in expected}
+
+
+def test_shots_are_drawn_evenly():
+    counts = [0] * 50
+    for seed in range(400):
+        for row in loader_lib.draw_shots("evenly", 50, 10, seed):
+            counts[row] += 1
+    # 400 draws of 10 out of 50: 80 each, and a standard deviation of 8
+    assert max(abs(count - 80) for count in counts) < 32
+
+
+def test_more_shots_than_rows_take_all_with_a_warning(registry, caplog):
+    data = dataclasses.replace(registry, mixture="loader_pets", num_shots=1000)
+    assert prompted(data)["loader_pets"].chosen == ()
+    assert "pets/train has 60 rows, fewer than data.num_shots 1000: all are read" in caplog.text
+    assert_same(
+        take(make_loader(data), 3), take(make_loader(dataclasses.replace(data, num_shots=0)), 3)
+    )
+
+
+def test_resuming_with_other_shots_is_refused(registry):
+    data = dataclasses.replace(registry, mixture="loader_pets", num_shots=8)
+    loader = make_loader(data)
+    batches = take(loader, 3)
+    resumed = make_loader(data)
+    resumed.restore(json.loads(json.dumps(loader.state())))
+    assert_same(take(resumed, 2), take(loader, 2))
+    assert_same(take(make_loader(dataclasses.replace(data, workers=2)), 3), batches)
+    with pytest.raises(config.ConfigError, match=r"data\.num_shots was 8, is 9"):
+        make_loader(dataclasses.replace(data, num_shots=9)).restore(loader.state())
+    older = make_loader(dataclasses.replace(data, num_shots=0))
+    state = older.state()
+    del state["stream"]["data.num_shots"]
+    older.restore(state)
+
+
+def test_a_prompt_that_applies_to_none_of_its_shots_is_left_out(registry, caplog):
+    """Of 60 rows its prompt applies to one; the other prompt goes on."""
+    data = dataclasses.replace(registry, mixture="loader_rarely", num_shots=4)
+    assert list(prompted(data)) == ["loader_pets"]
+    assert "left out, for none of their 4 rows gives an example: loader_rare" in caplog.text
+    with pytest.raises(config.ConfigError, match=r"none of the 4 rows.*raise data\.num_shots"):
+        make_loader(dataclasses.replace(data, mixture="loader_rare"))
+    with pytest.raises(config.ConfigError, match="num_shots=-1 must not be negative"):
+        make_loader(dataclasses.replace(data, num_shots=-1))
+
+
 @pytest.mark.parametrize("pack", [True, False])
 def test_by_index_and_through_seqio_the_token_ids_are_the_same(registry, pack):
     by_index = make_loader(dataclasses.replace(registry, mixture="loader_pets", pack=pack))
@@ -159,8 +251,8 @@ def test_by_index_and_through_seqio_the_token_ids_are_the_same(registry, pack):
     assert found == expected
 
 
-@pytest.mark.parametrize("pack", [True, False])
-def test_other_seqio_mixtures_resume_exactly(registry, pack, monkeypatch):
+@pytest.mark.parametrize(("pack", "positions"), [(True, (4, 11)), (False, (7,))])
+def test_other_seqio_mixtures_resume_exactly(registry, pack, positions, monkeypatch):
     monkeypatch.setattr(iterators, "SNAPSHOT_EVERY", 4)
     data = dataclasses.replace(registry, mixture="loader_plain", pack=pack)
     loader = make_loader(data)
@@ -171,14 +263,13 @@ def test_other_seqio_mixtures_resume_exactly(registry, pack, monkeypatch):
     places = [state["process 0 of 1"] for state in states]
     assert [place["batches_since"] for place in places] == [0, 1, 2, 3, 4, *[1, 2, 3, 4] * 2, 1, 2]
     assert [bool(place["snapshot"]) for place in places] == [False] * 5 + [True] * 10
-    for position in (0, 3, 4, 5, 7, 8, 11):
-        resumed = make_loader(data)
+    resumed = make_loader(data)
+    for position in positions:
         resumed.restore(states[position])
         assert resumed.state() == states[position]
         assert_same(take(resumed, 3), batches[position : position + 3])
-    counted = make_loader(data)
-    counted.restore({"process 0 of 1": places[7] | {"snapshot": None, "batches_since": 7}})
-    assert_same(take(counted, 7), batches[7:])
+    resumed.restore({"process 0 of 1": places[7] | {"snapshot": None, "batches_since": 7}})
+    assert_same(take(resumed, 7), batches[7:])
     with pytest.raises(config.ConfigError, match=r"data\.seed was 5, is 9"):
         make_loader(dataclasses.replace(data, seed=9)).restore(states[3])
 
@@ -206,6 +297,7 @@ def test_other_seqio_mixtures_are_cut_over_processes(registry):
         ({"rates": "rows"}, r"data\.rates=rows is only for tasks read by index"),
         ({"input_eos": True}, r"data\.input_eos=True is only"),
         ({"available_only": True}, r"data\.available_only=True is only"),
+        ({"num_shots": 8}, r"data\.num_shots=8 is only"),
     ],
 )
 def test_what_seqio_cannot_follow_is_refused(registry, changes, message):

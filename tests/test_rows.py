@@ -14,7 +14,8 @@ import pytest
 
 from t0jax.data import rows as rows_lib
 from t0jax.data.rows import DataError, DatasetSpec, DataUnavailable, PromptedRows, open_rows
-from t0jax.data.templates import TemplateError
+from t0jax.data.templates import TemplateError, load_templates
+from tasks import t0_hub
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
@@ -140,7 +141,7 @@ def test_a_changed_file_is_read_again(tmp_path):
 
 
 def test_several_processes_may_open_at_once(tmp_path):
-    spec = local(tmp_path, [{"text": str(i)} for i in range(30_000)])
+    spec = local(tmp_path, [{"text": str(i)} for i in range(9_000)])
     code = "import pickle, sys; from t0jax.data.rows import open_rows; " \
         "print(len(open_rows(pickle.loads(bytes.fromhex(sys.argv[1])), 'train')))"  # fmt: skip
     command = [sys.executable, "-c", code, pickle.dumps(spec).hex()]
@@ -152,7 +153,7 @@ def test_several_processes_may_open_at_once(tmp_path):
                 range(3),
             )
         )
-    assert [run.stdout.strip() for run in runs] == ["30000"] * 3, runs[0].stderr
+    assert [run.stdout.strip() for run in runs] == ["9000"] * 3, runs[0].stderr
     assert [path.suffix for path in (tmp_path / "cache" / "rows").iterdir()] == [".arrow"]
 
 
@@ -367,6 +368,56 @@ def test_label_columns_are_those_declared(tmp_path):
     prompted = PromptedRows(spec, "train", "who", 0, str(tmp_path / "prompts"))
     assert [prompted[i].targets for i in range(4)] == ["cup x", "cat", "", "cat -1"]
     assert prompted[0].inputs == "The _ fell. (see)"  # a field that is read if it is there
+
+
+STORY = {
+    "InputStoryid": "138d5bfb-05cc-41e3-bf2c-fa85ebad14e2",
+    "InputSentence1": "Rick grew up in a troubled household.",
+    "InputSentence2": 'He never found good support in "family", and turned to gangs.',
+    "InputSentence3": "It wasn't long before Rick got shot in a robbery.",
+    "InputSentence4": "The incident caused him to turn a new leaf.",
+    "RandomFifthSentenceQuiz1": "He is happy now.",
+    "RandomFifthSentenceQuiz2": "He joined a gang.",
+}
+HUBS_NAMES = (
+    "story_id",
+    *(f"input_sentence_{n}" for n in (1, 2, 3, 4)),
+    "sentence_quiz1",
+    "sentence_quiz2",
+)
+
+
+@pytest.mark.parametrize("hubs_header", [False, True])
+def test_story_cloze_from_its_authors_file(tmp_path, release, hubs_header):
+    """All prompts read the CSV file with the header of the 2016 release, or of the Hub's loading script."""
+    answers = (1, 2, 2)
+    rows = [[*STORY.values(), answer] for answer in answers]
+    header = [*HUBS_NAMES, "answer_right_ending"] if hubs_header else [*STORY, "AnswerRightEnding"]
+    folder = tmp_path / "story_cloze" / "2016"
+    folder.mkdir(parents=True)
+    with (folder / "validation.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([header, *rows])
+    spec = t0_hub.find_spec("story_cloze", "2016")
+    prompts = load_templates(release, "story_cloze", "2016")
+    assert len(prompts) == 6
+    endings = ("He is happy now.", "He joined a gang.")
+    for name in prompts:
+        prompted = PromptedRows(spec, "validation", name, 0, str(release), str(tmp_path))
+        rendered = [prompted[i] for i in range(len(prompted))]
+        assert {r.choices for r in rendered} == {endings}
+        assert [r.targets for r in rendered] == [endings[answer - 1] for answer in answers]
+        assert all(STORY[f"InputSentence{n}"] in rendered[0].inputs for n in (1, 2, 3, 4))
+
+
+def test_the_message_says_where_story_cloze_is_from():
+    with pytest.raises(DataUnavailable) as caught:
+        open_rows(t0_hub.find_spec("story_cloze", "2016"), "validation")
+    for words in (
+        "cs.rochester.edu/nlp/rocstories",
+        "story_cloze/2016/validation",
+        "spring2016*.csv",
+    ):
+        assert words in str(caught.value)
 
 
 def test_random_prompts_are_a_function_of_seed_and_row(tmp_path, prompts):

@@ -27,7 +27,7 @@ from t0jax.data.reading import (
     Stream,
     concatenate,
 )
-from t0jax.data.registry import find_vocabulary
+from t0jax.data.registry import find_vocabulary, open_cache
 
 log = logging.getLogger("t0jax")
 
@@ -36,11 +36,17 @@ ORDER_VERSION = 1
 
 SINCE_0_2 = {
     "data.num_negatives": 0,
+    "data.num_shots": 0,
     "data.instruction_split": "rendered",
     "data.truncation": "input",
     "views": "direct",
 }
-"""What positions saved by version 0.1 do not say, for there was nothing else."""
+"""What positions saved by older versions do not say, for there was nothing else."""
+
+_OTHER_WAY = (
+    "the saved data position is of a mixture read {}, which is now read {}. Go back to the data.mixture and "
+    "data.cache_dir of before, or start with train.init_from: weights"
+)
 
 SNAPSHOT_EVERY = 100
 """Batches between two copies of tf.data's iterator state."""
@@ -129,7 +135,9 @@ class IndexLoader(Loader):
         return {"stream": self._fingerprint, "shards": shards}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        differences = _differences({**SINCE_0_2, **state.get("stream", {})}, self._fingerprint)
+        if "stream" not in state:
+            raise config.ConfigError(_OTHER_WAY.format("through seqio", "by index"))
+        differences = _differences({**SINCE_0_2, **state["stream"]}, self._fingerprint)
         missing = [
             str(shard) for shard in self._places if str(shard) not in state.get("shards", {})
         ]
@@ -184,6 +192,8 @@ def check_layout(data: config.Data, process_count: int) -> None:
     for name in ("pack_rows", "input_length", "target_length"):
         if getattr(data, name) < 1:
             raise config.ConfigError(f"data.{name}={getattr(data, name)} must be positive")
+    if data.num_shots < 0:
+        raise config.ConfigError(f"data.num_shots={data.num_shots} must not be negative")
 
 
 def fingerprint(stream: Stream) -> dict[str, Any]:
@@ -191,7 +201,7 @@ def fingerprint(stream: Stream) -> dict[str, Any]:
     vocabulary."""
     names = (
         *("seed", "shards", "pack", "pack_rows", "input_length", "target_length"),
-        *("num_negatives", "instruction_split", "truncation"),
+        *("num_shots", "num_negatives", "instruction_split", "truncation"),
     )
     tasks = [[task.name, task.length, task.rate, *task.identity] for task in stream.tasks]
     settings = {f"data.{name}": getattr(stream.data, name) for name in names}
@@ -234,7 +244,7 @@ def _place(pair: list[int]) -> Place:
 
 
 class SeqioLoader(Loader):
-    """Any seqio mixture, through `seqio.get_dataset` and `EncDecFeatureConverter`.
+    """Any seqio mixture, through `seqio.get_dataset` and `EncDecFeatureConverter`, or its tasks as they were cached.
 
     Each process reads its own seqio shard, so batches do depend on the number of processes. The state holds tf.data's
     own iterator state, shuffle buffers included (some 0.7 MB a task; a second to write at 20 tasks), as it was at
@@ -245,22 +255,30 @@ class SeqioLoader(Loader):
     def __init__(self, data: config.Data, *, process_index: int = 0, process_count: int = 1):
         """
         Raises:
-          config.ConfigError: sizes that do not divide, or a setting that only tasks read by index can follow.
+          config.ConfigError: sizes that do not divide, a setting that only tasks read by index can follow, or a
+            `data.cache_dir` that does not hold the tasks as they are.
         """
         if data.batch_size % process_count:
             raise config.ConfigError(
                 f"data.batch_size={data.batch_size} must be a multiple of the {process_count} processes"
             )
         vocabulary = _check_seqio(data)
+        if data.cache_dir:
+            open_cache(data)
         self._data, self._shard = data, (process_index, process_count)
         self._key = f"process {process_index} of {process_count}"
         names = ("mixture", "split", "seed", "batch_size", "pack", "input_length", "target_length")
         settings = {f"data.{name}": getattr(data, name) for name in names}
-        self._fingerprint = settings | {"vocabulary": _digest(vocabulary.read_bytes())}
-        self._iterator, self._snapshot, self._since = self._start(), None, 0
+        self._fingerprint = settings | {
+            "vocabulary": _digest(vocabulary.read_bytes()),
+            "read from a cache": bool(data.cache_dir),
+        }
+        self._iterator, self._snapshot, self._since = None, None, 0
         self._can_save = True
 
     def __next__(self) -> Batch:
+        if self._iterator is None:
+            self._iterator = self._start()
         if self._can_save and self._since >= SNAPSHOT_EVERY:
             snapshot = _save_iterator(self._iterator)
             self._can_save = snapshot is not None
@@ -276,13 +294,16 @@ class SeqioLoader(Loader):
         return {self._key: {"stream": self._fingerprint, **place}}
 
     def restore(self, state: Mapping[str, Any]) -> None:
+        if "stream" in state:
+            raise config.ConfigError(_OTHER_WAY.format("by index", "through seqio"))
         if self._key not in state:
             raise config.ConfigError(
                 f"the saved data position is none of {self._key}: it has {', '.join(state) or 'nothing'}. Go on with "
                 "as many processes as before, or start with train.init_from: weights"
             )
         place = state[self._key]
-        differences = _differences(place["stream"], self._fingerprint)
+        saved = {"read from a cache": False} | place["stream"]
+        differences = _differences(saved, self._fingerprint)
         if differences:
             raise config.ConfigError(
                 f"the saved data position is of another stream: {'; '.join(differences)}"
@@ -303,13 +324,16 @@ class SeqioLoader(Loader):
 
 def _check_seqio(data: config.Data) -> Path:
     """The tasks' vocabulary file; raises ConfigError for what seqio's own reading would pass over in silence."""
-    by_index = ("input_eos", "available_only", "rates", "view", "num_negatives")
+    by_index = ("input_eos", "available_only", "rates", "view", "num_negatives", "num_shots")
+    way_out = "read them without data.cache_dir"
+    if not data.cache_dir:
+        way_out = "declare the tasks with t0jax.data.sources"
     for name in (*by_index, "instruction_split", "truncation"):
         value = getattr(data, name)
         if value != getattr(config.Data, name):
             raise config.ConfigError(
-                f"data.{name}={value} is only for tasks read by index, which those of {data.mixture!r} are not; "
-                "leave it out, or declare the tasks with t0jax.data.sources"
+                f"data.{name}={value} is only for tasks read by index, which those of {data.mixture!r} are not here; "
+                f"leave it out, or {way_out}"
             )
     own = find_vocabulary(dataclasses.replace(data, vocabulary=""))
     if data.vocabulary and Path(data.vocabulary).read_bytes() != own.read_bytes():
@@ -328,6 +352,7 @@ def _seqio_dataset(data: config.Data, process_index: int, process_count: int) ->
         {"inputs": data.input_length, "targets": data.target_length},
         seqio.EncDecFeatureConverter(pack=data.pack),
         dataset_split=data.split,
+        use_cached=bool(data.cache_dir),
         shuffle=True,
         num_epochs=None,
         shard_info=seqio.ShardInfo(process_index, process_count),

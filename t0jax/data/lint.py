@@ -19,7 +19,7 @@ from t0jax.data.instructions import SEPARATOR, cut
 from t0jax.data.metering import LimitError
 from t0jax.data.prices import METHOD_PRICES
 from t0jax.data.sandbox import SANDBOX
-from t0jax.data.templates import Metadata, Template, TemplateError, _printing, load_templates
+from t0jax.data.templates import Metadata, Template, TemplateError, load_templates, printing
 
 Level = Literal["error", "warning", "note"]
 Issue = tuple[Level, str]
@@ -65,7 +65,7 @@ def check_file(
 
 def prompt_issues(template: Template) -> list[Issue]:
     """What is to be said about one prompt without data."""
-    prompt, choices = _syntax(_printing(template.jinja)), None
+    prompt, choices = _syntax(printing(template.jinja)), None
     issues: list[Issue] = [
         *_name_issues(template.name),
         *_metadata_issues(template.metadata),

@@ -3,9 +3,11 @@
 `make_loader` looks the mixture up in seqio's registry. When all its tasks read by index (`sources.PromptSource`), it
 is read by index: hundreds of tasks start in seconds, batches are a pure function of (config, seed, data), whatever
 the number of processes and of reader processes, and the position is two integers a virtual shard. Any other mixture
-goes through `seqio.get_dataset`, one seqio shard a process.
+goes through `seqio.get_dataset`, one seqio shard a process, and so does one that is read from `data.cache_dir`.
 """
 
+import functools
+import hashlib
 import itertools
 import logging
 import os
@@ -13,9 +15,12 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
+
 from t0jax import config
 from t0jax.data.iterators import IndexLoader, Loader, SeqioLoader, check_layout
-from t0jax.data.reading import Stream, Task, read_texts
+from t0jax.data.mixing import shuffled
+from t0jax.data.reading import Stream, Task, read_texts, render
 from t0jax.data.registry import find_tasks, find_vocabulary, reads_by_index
 from t0jax.data.rows import DataUnavailable, PromptedRows
 from t0jax.data.views import find_view
@@ -33,6 +38,8 @@ def make_loader(data: config.Data, *, process_index: int = 0, process_count: int
     """
     rates = find_tasks(data)
     other = next((name for name in rates if not reads_by_index(name)), None)
+    if data.cache_dir:
+        return SeqioLoader(data, process_index=process_index, process_count=process_count)
     if other is not None:
         log.warning("%r goes through seqio: its task %r is not read by index", data.mixture, other)
         return SeqioLoader(data, process_index=process_index, process_count=process_count)
@@ -68,50 +75,96 @@ def make_stream(data: config.Data, rates: Mapping[str, float], pieces: Pieces) -
 
     Raises:
       DataUnavailable: some cannot (unless `data.available_only`); its text is a table of all of them.
-      config.ConfigError: none can.
+      config.ConfigError: none can, or no prompt of those that can gives an example.
     """
-    import seqio
-
-    tasks, missing, wordless = [], defaultdict(list), []
-    for name, rate in rates.items():
-        source = seqio.TaskRegistry.get(name).source
-        try:
-            task = _make_task(name, rate, source, data)
-        except DataUnavailable as error:
-            missing[error.dataset, error.reason, error.way_out].append(name)
-            continue
-        if task.view.needs_split and not task.rows.template.has_instruction:
-            wordless.append(name)
-        else:
-            tasks.append(task)
+    opened, missing = _open_tasks(data, rates)
     if missing:
         _report(data, missing, len(rates))
-    if wordless:
-        log.warning(
-            "left out, for their prompts have no words to generate: %s", ", ".join(wordless)
-        )
-    if wordless and not tasks:
+    if not opened:
+        where = os.environ.get("T0JAX_DATA_DIR")
+        hint = f"T0JAX_DATA_DIR is {where}" if where else "T0JAX_DATA_DIR is not set"
+        raise config.ConfigError(f"none of the data sets of {data.mixture!r} can be had; {hint}")
+    with_words = [task for task in opened if _has_words(task)]
+    _tell_left_out(opened, with_words, "their prompts have no words to generate")
+    if not with_words:
         raise config.ConfigError(
             f"no prompt of {data.mixture!r} has words of its own, which view flipped learns; set data.view to channel "
             "or direct"
         )
-    if not tasks:
-        where = os.environ.get("T0JAX_DATA_DIR")
-        hint = f"T0JAX_DATA_DIR is {where}" if where else "T0JAX_DATA_DIR is not set"
-        raise config.ConfigError(f"none of the data sets of {data.mixture!r} can be had; {hint}")
-    return Stream(tuple(tasks), pieces, data)
+    return Stream(tuple(_with_examples(with_words, data)), pieces, data)
+
+
+def _open_tasks(
+    data: config.Data, rates: Mapping[str, float]
+) -> tuple[list[Task], dict[tuple[str, str, str], list[str]]]:
+    """The tasks that can be read, and the names of the others by data set, reason and way out."""
+    import seqio
+
+    tasks, missing = [], defaultdict(list)
+    for name, rate in rates.items():
+        source = seqio.TaskRegistry.get(name).source
+        try:
+            tasks.append(_make_task(name, rate, source, data))
+        except DataUnavailable as error:
+            missing[error.dataset, error.reason, error.way_out].append(name)
+    return tasks, missing
 
 
 def _make_task(name: str, rate: float, source: Any, data: config.Data) -> Task:
     """The task with its data opened. Raises DataUnavailable."""
     view = data.view or source.view
     rows = source.rows(data.split, view=view, instruction_split=data.instruction_split)
-    length = len(rows)
-    if not length:
+    if not len(rows):
         raise DataUnavailable(source.spec.name, f"split {data.split!r} is empty")
+    chosen = draw_shots(f"{rows.spec.name}/{rows.split}", len(rows), data.num_shots, data.seed)
+    length = len(chosen) or len(rows)
     weight = rate if data.rates == "registered" else float(length)
     identity = _identity(view, source.seed, rows)
-    return Task(name, rows, length, weight, find_view(view), identity)
+    return Task(name, rows, length, weight, find_view(view), identity, chosen)
+
+
+# A data set's tasks share one tuple, in memory and on the way to reader processes.
+@functools.lru_cache(maxsize=4096)
+def draw_shots(dataset: str, size: int, shots: int, seed: int) -> tuple[int, ...]:
+    """Numbers of `shots` of a data set's `size` rows, in order; none, which means all, for 0 or as many as there are.
+
+    A function of its arguments: all prompts of a data set get the same rows. Fewer shots are some of more.
+    """
+    if shots > size:
+        log.warning(
+            "%s has %d rows, fewer than data.num_shots %d: all are read", dataset, size, shots
+        )
+    if not 0 < shots < size:
+        return ()
+    key = hashlib.blake2b(f"{seed}:{dataset}:shots".encode(), digest_size=8).digest()
+    lengths, keys = np.full((2, shots), [[size], [int.from_bytes(key, "little")]], np.uint64)
+    return tuple(sorted(shuffled(np.arange(shots), lengths, keys).tolist()))
+
+
+def _has_words(task: Task) -> bool:
+    return not task.view.needs_split or task.rows.template.has_instruction
+
+
+def _with_examples(tasks: list[Task], data: config.Data) -> list[Task]:
+    """The tasks without those that are cut down to rows of which none gives an example."""
+    taught = [
+        task
+        for task in tasks
+        if not task.chosen or any(render(task, row, 0, data) for row in range(task.length))
+    ]
+    _tell_left_out(tasks, taught, f"none of their {data.num_shots} rows gives an example")
+    if not taught:
+        raise config.ConfigError(
+            f"none of the {data.num_shots} rows of each data set gives an example; raise data.num_shots"
+        )
+    return taught
+
+
+def _tell_left_out(before: list[Task], after: list[Task], reason: str) -> None:
+    names = {task.name for task in after}
+    left_out = [task.name for task in before if task.name not in names]
+    if left_out:
+        log.warning("left out, for %s: %s", reason, ", ".join(left_out))
 
 
 def _identity(view: str, seed: int, rows: PromptedRows) -> tuple[Any, ...]:
@@ -119,6 +172,12 @@ def _identity(view: str, seed: int, rows: PromptedRows) -> tuple[Any, ...]:
     template = rows.template
     prompt = (template.jinja, template.answer_choices, *rows.label_words)
     return (view, seed, *prompt, *rows.data_sizes())
+
+
+@functools.cache
+def _warn_once(text: str) -> None:
+    """A run reads its mixture twice where it trains its vocabulary; one table is enough."""
+    log.warning("%s", text)
 
 
 def _report(
@@ -135,7 +194,7 @@ def _report(
     ]
     table = "\n".join([head, *lines])
     if data.available_only:
-        log.warning("%s\n  going on with the other %d tasks", table, task_count - lost)
+        _warn_once(f"{table}\n  going on with the other {task_count - lost} tasks")
         return
     datasets = ", ".join(dataset for dataset, _, _ in missing)
     way_out = "put them into T0JAX_DATA_DIR, or go on with the rest by data.available_only: true"

@@ -61,6 +61,7 @@ class Task:
       length: rows it has; told, so that a reader process opens only what it reads.
       rate: its share of the mixture, in any unit.
       view: how a rendered example becomes an (inputs, targets) pair.
+      chosen: numbers of the rows it is cut down to, `length` of them; it reads all when empty.
       identity: what else the examples depend on (prompt, seed, data), ready for JSON; saved with positions.
     """
 
@@ -70,6 +71,7 @@ class Task:
     rate: float
     view: views.View = views.VIEWS["direct"]
     identity: tuple[Any, ...] = ()
+    chosen: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -186,9 +188,13 @@ def render(task: Task, row: int, epoch: int, data: config.Data) -> views.Lesson 
 
     The wrong choices are drawn anew in every epoch, by `data.seed`.
 
+    Args:
+      row: its number in the data set, or among the rows that the task is cut down to.
+
     Raises:
       ReadError: names the task and the row.
     """
+    row = task.chosen[row] if task.chosen else row
     try:
         rendered = task.rows[row]
         if rendered is None:

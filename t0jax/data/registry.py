@@ -3,13 +3,17 @@
 import contextlib
 import difflib
 import importlib
+import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from t0jax.config import ConfigError, Data
 from t0jax.data.vocabulary import EXTRA_IDS
+
+_SHOWN = 5
 
 
 def import_tasks(modules: Sequence[str]) -> None:
@@ -111,6 +115,60 @@ def find_vocabulary(data: Data) -> Path:
             f"the tasks of {data.mixture!r} declare {path} with {extra_ids} extra ids; declare {EXTRA_IDS}, as T5 has"
         )
     return path
+
+
+def open_cache(data: Data) -> None:
+    """Has seqio read the tasks of `data.mixture` from `data.cache_dir` when it is asked for cached ones.
+
+    Raises:
+      ConfigError: a task or its split is not there, or was tokenised with another vocabulary than the task's.
+    """
+    names = list(find_tasks(data))
+    import seqio
+
+    folder = os.path.expanduser(data.cache_dir).rstrip("/")
+    others = [other for other in seqio.get_global_cache_dirs() if other != folder]
+    seqio.set_global_cache_dirs([folder, *others])
+    tasks = [seqio.TaskRegistry.get(name) for name in names]
+    missing = [task.name for task in tasks if not _is_cached(task, folder, data.split)]
+    if missing:
+        shown = ", ".join(missing[:_SHOWN]) + (" ..." if len(missing) > _SHOWN else "")
+        raise ConfigError(
+            f"data.cache_dir {data.cache_dir} has no split {data.split!r} of {len(missing)} of the {len(tasks)} tasks "
+            f"of {data.mixture!r}: {shown}; write them with seqio_cache_tasks, or leave data.cache_dir out"
+        )
+    _check_ids(tasks[0], data)
+
+
+def _is_cached(task: Any, folder: str, split: str) -> bool:
+    """Whether the folder holds all of a task's split; seqio remembers where it found a task first."""
+    import seqio
+    import tensorflow as tf
+
+    own = os.path.join(folder, seqio.get_task_dir_from_name(task.name))
+    found = task.cache_dir == own
+    return found and tf.io.gfile.exists(seqio.get_cached_info_path(own, split))
+
+
+def _check_ids(task: Any, data: Data) -> None:
+    """Raises ConfigError where the first cached input is not what the task's vocabulary makes of its text."""
+    import seqio
+    import tensorflow as tf
+
+    with tf.io.gfile.GFile(seqio.get_cached_info_path(task.cache_dir, data.split)) as file:
+        if json.load(file)["features"]["inputs"]["dtype"] == "string":  # tokenised when it is read
+            return
+    cached = task.get_dataset(
+        None, data.split, use_cached=True, shuffle=False, try_in_mem_cache=False
+    )
+    example = next(iter(cached.take(1)))
+    feature = task.output_features["inputs"]
+    ids = feature.vocabulary.encode(example["inputs_pretokenized"].numpy().decode())
+    if example["inputs"].numpy().tolist() != ids + [feature.vocabulary.eos_id] * feature.add_eos:
+        raise ConfigError(
+            f"data.cache_dir {data.cache_dir} was written with another vocabulary than the tasks of {data.mixture!r} "
+            "have now (T0JAX_VOCABULARY); write it anew with seqio_cache_tasks --overwrite, or go back to that file"
+        )
 
 
 @contextlib.contextmanager

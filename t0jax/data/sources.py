@@ -19,11 +19,16 @@ from typing import Any
 import seqio
 import tensorflow as tf
 
+from t0jax.config import ConfigError
 from t0jax.data import elements, views
 from t0jax.data.label_words import check_label_words
 from t0jax.data.ranking import rank_classification, rank_postprocess
+from t0jax.data.rendered import RenderedRows
 from t0jax.data.rows import DatasetSpec, DataUnavailable, PromptedRows, available_splits
 from t0jax.data.vocabulary import t5_vocabulary
+
+Groups = Callable[[Mapping[str, Any]], tuple[str, str]]
+"""Row -> (its pair, or '' where rows are not paired; its group)."""
 
 RANK_SUFFIX = "_score_eval"
 SPLITS = ("train", "validation", "test")
@@ -50,6 +55,7 @@ class PromptSource(seqio.DataSource):
         prompts_root: str = "",
         local_dir: str = "",
         label_words: Mapping[str, str] = MappingProxyType({}),
+        groups: Groups | None = None,
     ) -> None:
         """
         Args:
@@ -62,11 +68,15 @@ class PromptSource(seqio.DataSource):
           seed: of prompts that draw at random.
           prompts_root, local_dir: where from, if not from `T0JAX_PROMPTS_DIR` and `T0JAX_DATA_DIR`.
           label_words: {word: other word} to put in place of words of the choices.
+          groups: tells the group of people a row is about and the pair it belongs to, for data sets made to compare
+            groups; rank classification then reports how they differ.
 
         Raises:
           ValueError: `label_words` that are not words.
         """
+        self.groups = groups
         self.spec, self.template_name = spec, template_name
+        self.home = spec
         self.view, self.rank, self.seed = view, rank, seed
         self.prompts_root, self.local_dir = str(prompts_root), str(local_dir)
         self.label_words = _words(label_words)
@@ -80,7 +90,7 @@ class PromptSource(seqio.DataSource):
     def splits(self) -> Sequence[str]:
         """Names of the splits; of a data set with local files, those that are there."""
         try:
-            there = available_splits(self.spec, self.local_dir)
+            there = available_splits(self.home, self.local_dir)
         except DataUnavailable:
             there = None
         if there is None:
@@ -108,15 +118,23 @@ class PromptSource(seqio.DataSource):
         Raises:
           DataUnavailable: no such split.
         """
-        if split not in self._data_splits and (self._mapped or split not in self.splits):
-            there = ", ".join(self.splits) or "none"
-            raise DataUnavailable(self.spec.name, f"no split {split!r}; it has {there}")
         return PromptedRows(
-            *(self.spec, self._data_splits.get(split, split), self.template_name, self.seed),
+            *(self.spec, self.split_in_data(split), self.template_name, self.seed),
             *(self.prompts_root, self.local_dir),
             instruction_split if views.find_view(view or self.view).needs_split else "",
             _words(label_words) or self.label_words,
         )
+
+    def split_in_data(self, split: str) -> str:
+        """A split's name in the data.
+
+        Raises:
+          DataUnavailable: no such split.
+        """
+        if split not in self._data_splits and (self._mapped or split not in self.splits):
+            there = ", ".join(self.splits) or "none"
+            raise DataUnavailable(self.spec.name, f"no split {split!r}; it has {there}")
+        return self._data_splits.get(split, split)
 
     @property
     def supports_arbitrary_sharding(self) -> bool:
@@ -177,6 +195,81 @@ class PromptSource(seqio.DataSource):
         return f"PromptSource({self.spec.name}, {self.template_name!r}, {kind}splits={self._data_splits}{words})"
 
 
+class RenderedSource(PromptSource):
+    """Text that was rendered elsewhere, as P3's: one folder or Hub configuration a prompt, see `rendered.RenderedRows`.
+
+    Views other than flipped and seqio's tasks read it as any other; label words cannot be replaced in it.
+    """
+
+    def __init__(
+        self,
+        home: DatasetSpec,
+        like: PromptSource | None = None,
+        *,
+        splits: Sequence[str] = SPLITS,
+        view: str = "direct",
+        rank: bool = False,
+        local_dir: str = "",
+    ) -> None:
+        """
+        Args:
+          home: where the text is.
+          like: the data set and prompt that were rendered, for the names in tables; `home` itself when None.
+          splits, view, rank, local_dir: as of `PromptSource`.
+
+        Raises:
+          config.ConfigError: the view flipped, which needs the prompt itself.
+        """
+        spec, template_name = (like.spec, like.template_name) if like else (home, home.name)
+        _check_text_is_enough(spec, view)
+        super().__init__(
+            spec, template_name, splits={n: n for n in splits}, view=view, rank=rank, local_dir=local_dir
+        )  # fmt: skip
+        self.home = home
+        self._shown = {n: like.split_in_data(n) for n in splits} if like else {}
+
+    def rows(
+        self,
+        split: str,
+        *,
+        view: str = "",
+        instruction_split: str = "rendered",
+        label_words: Mapping[str, str] = MappingProxyType({}),
+    ) -> RenderedRows:
+        """The rows of a split, not yet opened; arguments as of `PromptSource.rows`.
+
+        Raises:
+          DataUnavailable: no such split.
+          config.ConfigError: the view flipped, or label words.
+        """
+        del instruction_split
+        _check_text_is_enough(self.spec, view or self.view, label_words)
+        return RenderedRows(
+            *(self.spec, self._shown.get(split, split), self.template_name),
+            local_dir=self.local_dir,
+            home=self.home,
+            home_split=self.split_in_data(split),
+        )
+
+    def _identity(self) -> tuple[Any, ...]:
+        return (*super()._identity(), self.home, tuple(self._shown.items()))
+
+
+def _check_text_is_enough(
+    spec: DatasetSpec, view: str, label_words: Mapping[str, str] = MappingProxyType({})
+) -> None:
+    if views.find_view(view).needs_split:
+        raise ConfigError(
+            f"view {view!r} needs the prompt's own words, and of {spec.name} only rendered text is read (P3); set "
+            "data.view to direct or channel, or read the data set through its prompts (tasks.t0)"
+        )
+    if label_words:
+        raise ConfigError(
+            f"label words cannot be put into text that is already rendered ({spec.name} from P3); read the data set "
+            "through its prompts (tasks.t0)"
+        )
+
+
 def _words(label_words: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
     check_label_words(label_words)
     return tuple(sorted(label_words.items()))
@@ -228,7 +321,13 @@ def add_prompt_task(
         local_dir=local_dir,
         label_words=label_words,
     )
-    return _add_task(name, source, vocabulary, postprocess_fn, metric_fns)
+    return add_text_source(
+        name,
+        source,
+        vocabulary=vocabulary,
+        postprocess_fn=postprocess_fn,
+        metric_fns=metric_fns,
+    )
 
 
 def add_rank_task(
@@ -243,13 +342,26 @@ def add_rank_task(
     prompts_root: str = "",
     local_dir: str = "",
     label_words: Mapping[str, str] = MappingProxyType({}),
+    groups: Groups | None = None,
 ) -> seqio.Task:
     """Registers `<name>_score_eval`, the prompt's answer choices for rank classification; else as `add_prompt_task`."""
     source = PromptSource(
         spec, template_name, splits=splits, view=view, rank=True, seed=seed, prompts_root=prompts_root,
-        local_dir=local_dir, label_words=label_words,
+        local_dir=local_dir, label_words=label_words, groups=groups,
     )  # fmt: skip
     return add_rank_source(name, source, vocabulary)
+
+
+def add_text_source(
+    name: str,
+    source: PromptSource,
+    *,
+    vocabulary: seqio.Vocabulary | None = None,
+    postprocess_fn: Callable[..., Any] | None = None,
+    metric_fns: Sequence[Callable[..., Any]] = (),
+) -> seqio.Task:
+    """Registers a text-to-text task of a source made by oneself, a `RenderedSource` say."""
+    return _add_task(name, source, vocabulary, postprocess_fn, metric_fns)
 
 
 def add_rank_source(

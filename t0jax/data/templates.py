@@ -168,7 +168,7 @@ class Template:
     def _names(self) -> PromptNames:
         """Apart from the program, for the names of a prompt are found in a third of the time it takes to compile."""
         with self._errors():
-            return PromptNames(_printing(self.jinja), self.answer_choices or "")
+            return PromptNames(printing(self.jinja), self.answer_choices or "")
 
     @functools.cached_property
     def has_instruction(self) -> bool:
@@ -196,7 +196,7 @@ class Template:
     def _compiled(self, jinja: str, reading: Reading[T]) -> "_Program[T]":
         names = self._names
         with self._errors():
-            return _Program(_printing(jinja), self.answer_choices, names, reading)
+            return _Program(printing(jinja), self.answer_choices, names, reading)
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
@@ -281,7 +281,7 @@ def _missing(name: str, example: Mapping[str, Any]) -> str:
     return f"the example has no field {name!r}, it has {', '.join(map(repr, example))}{hint}"
 
 
-def _printing(jinja: str) -> str:
+def printing(jinja: str) -> str:
     """A prompt whose expressions are cut to the length that promptsource prints."""
     return jinja.replace("}}", f" | string | truncate({PRINTED_LENGTH}) }}}}")
 
