@@ -27,7 +27,7 @@ REQUIREMENTS = [
     "protobuf>=6.31",
     "tensorboardX>=2.6.4",
 ]
-# seqio_cache_tasks imports these, and seqio does not bring them. Beam's protobuf is older than sentencepiece 0.2.3 wants.
+# seqio_cache_tasks imports these, and seqio does not bring them. Beam keeps protobuf too old for sentencepiece 0.2.3.
 CACHE = ["apache-beam>=2.60", "google-crc32c>=1.6", "sentencepiece>=0.2.1,<0.2.3"]
 # ROUGE and BLEU of generated text, asked for only by tasks that name them.
 METRICS = ["rouge-score>=0.1.2", "sacrebleu>=2.5"]

@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -76,6 +77,15 @@ class Checkpoints:
         if not self._folder.is_dir():
             return []
         return sorted(int(entry.step) for entry in self._orbax.checkpoints)
+
+    def best(self) -> tuple[int, float] | None:
+        """(step, accuracy) of the best-scored checkpoint, the later of equal ones; None if none has a score."""
+        scores = {
+            int(entry.step): float((entry.metrics or {}).get("accuracy", math.nan))
+            for entry in self._orbax.checkpoints
+        }
+        scored = [(score, step) for step, score in scores.items() if math.isfinite(score)]
+        return max(scored)[::-1] if scored else None
 
     def save(
         self,
@@ -272,7 +282,7 @@ _IDENTITY = (
     *(f"model.{f.name}" for f in dataclasses.fields(config_lib.Model) if f.name not in config_lib.COMPUTE_FIELDS),
     *(f"data.{name}" for name in ("mixture", "split", "rates", "input_length", "target_length", "batch_size")),
     *(f"data.{name}" for name in ("pack", "pack_rows", "shards", "seed")),
-    *(f"data.{name}" for name in ("view", "num_negatives", "instruction_split", "truncation")),
+    *(f"data.{name}" for name in ("view", "num_negatives", "num_shots", "instruction_split", "truncation")),
     *("optimizer.name", "train.seed", "train.init_checkpoint", "train.init_from"),
 )  # fmt: skip
 """Keys that make a run what it is; the others may change when it goes on."""

@@ -198,7 +198,7 @@ class Train:
     keep_best: int = 0
     """Keep this many checkpoints of the best mean evaluation accuracy besides the last ones."""
     export: Literal["none", "last", "best"] = "none"
-    """When the run ends, write the last or the best-scored checkpoint as a Hugging Face directory, `<output_dir>/hf`."""
+    """When the run ends, write the last or best-scored checkpoint as a Hugging Face directory, `<output_dir>/hf`."""
     async_checkpoint: bool = True
     tensorboard: bool = True
     wandb_project: str = ""

@@ -30,13 +30,16 @@ from t0jax.step import State, Step, abstract_state, init_state, make_step
 
 Batch = dict[str, np.ndarray]
 
+EXPORT_FOLDER = "hf"
+"""Where in the run folder `train.export` writes."""
+
 
 class Diverged(config_lib.UserError):
     """Too many steps in a row had a non-finite loss or gradient."""
 
 
 def run(config: Config) -> Results | None:
-    """Trains as `config` says; returns the last rank evaluation, if there was one.
+    """Trains as `config` says; returns the last evaluation, if there was one.
 
     Raises:
         ConfigError: something the user has to change; nothing was overwritten.
@@ -95,7 +98,11 @@ def run(config: Config) -> Results | None:
             stack.callback(sink.close)
         step_fn = make_step(config, network, optimizer, mesh)
         loop = Loop(config, mesh, step_fn, loader, checkpoints, sinks, evaluator, shares)
-        return loop.run(state)
+        results = loop.run(state)
+        del state  # room for the checkpoint that is exported
+        if loop.finished:
+            finish_folder(config, mesh, checkpoints)
+        return results
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -127,6 +134,13 @@ def check_settings(config: Config, mesh: jax.sharding.Mesh) -> None:
             f"data.input_eos is {config.data.input_eos}, evaluate.input_eos {config.evaluate.input_eos}: a "
             "model is scored on inputs as it was trained on; set both"
         )
+    if config.train.export == "best" and not config.train.keep_best:
+        raise ConfigError(
+            "train.export best needs scored checkpoints: set train.keep_best 1, data.eval_mixture and "
+            "train.eval_every, or train.export last"
+        )
+    if config.train.export != "none":
+        convert.check_replaceable(Path(config.train.output_dir) / EXPORT_FOLDER)
     ways = sharding.row_ways(mesh) * config.train.grad_accumulation
     if config.data.batch_size % ways:
         raise ConfigError(
@@ -192,16 +206,14 @@ def check_vocabulary(config: Config, vocabulary: Path) -> None:
 
 def make_evaluator(
     config: Config, mesh: jax.sharding.Mesh, vocabulary: Path
-) -> evaluate.Evaluator | None:
-    """The rank evaluation of `data.eval_mixture`, prepared once."""
+) -> evaluate.Evaluator | evaluate.TextEvaluator | None:
+    """The evaluation of `data.eval_mixture`, prepared once."""
     mixture = config.data.eval_mixture
     if not mixture:
         return None
     note(f"evaluation: preparing {mixture}")
     network = models.build(config.model)
-    return evaluate.Evaluator(
-        network, mesh, config.data, config.evaluate, mixture, vocabulary=vocabulary
-    )
+    return evaluate.make_evaluator(network, mesh, config.data, config.evaluate, mixture, vocabulary)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -242,6 +254,35 @@ def start_state(
     else:
         note(f"start: random weights from seed {config.train.seed}")
     return init_state(config, network, optimizer, mesh, params), {}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# After the last step
+
+
+def finish_folder(
+    config: Config, mesh: jax.sharding.Mesh, checkpoints: checkpoint.Checkpoints
+) -> None:
+    """Says which checkpoint scored best, and writes the one that `train.export` names beside the checkpoints.
+
+    Raises:
+        ConfigError: the best one is to be exported and none was scored.
+    """
+    best, wanted, run_dir = checkpoints.best(), config.train.export, Path(config.train.output_dir)
+    if best:
+        mixture = config.data.eval_mixture
+        note(f"best: step {best[0]}, {best[1]:.4f} in the mean over the prompts of {mixture}")
+    if wanted == "none":
+        return
+    if wanted == "best" and not best:
+        raise ConfigError(
+            f"train.export best: no checkpoint in {run_dir} was scored; set train.export last"
+        )
+    step = best[0] if best and wanted == "best" else checkpoints.steps()[-1]
+    out = run_dir / EXPORT_FOLDER
+    note(f"export: writing step {step} to {out}")
+    model = checkpoint.load_model(run_dir / checkpoint.STEPS_FOLDER / str(step), mesh)
+    convert.save_params(model.params, model.network.config, out, tokenizer_path=model.vocabulary)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -293,12 +334,12 @@ class Loop:
     loader: loader_lib.Loader
     checkpoints: checkpoint.Checkpoints
     sinks: list[metrics.Sink]
-    evaluator: evaluate.Evaluator | None
+    evaluator: evaluate.Evaluator | evaluate.TextEvaluator | None
     shares: int
     """Groups of processes that read different rows."""
 
     def __post_init__(self) -> None:
-        self.step, self.saved = 0, -1
+        self.step, self.saved, self.finished = 0, -1, False
         self.position: dict[str, Any] = {}
         self.pending: list[dict[str, jax.Array]] = []
         self.meter = metrics.Meter(self.config.model, self.config.data, self.config.train.steps)
@@ -334,6 +375,7 @@ class Loop:
                     return results
             if first < train.steps or not self.checkpoints.steps():
                 results = self.finish(state, preemption) or results
+        self.finished = not preemption.asked
         note(f"done: step {self.step}, {train.output_dir}")
         return results
 

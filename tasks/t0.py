@@ -13,12 +13,16 @@ opened when a task is read. Prompts: `python -m scripts.prompts fetch`, or `T0JA
 | t0_train_score_eval | 89 | validation of training tasks, for choosing a checkpoint |
 | t0_train_one_og_prompt, t0_train_all_og_prompts | 35, 222 | ablations: one or all prompts of the original task |
 | bias_fairness_eval_score_eval | 16 | CrowS-Pairs and Winogender |
+| t0_all_score_eval | 383 | every prompt with answer choices of the 66 data sets |
+| rotten_tomatoes_all_prompts, ... | 10 | one data set through all its prompts, to fine-tune on; so for each |
+| rotten_tomatoes_all_prompts_score_eval, ... | 10 | one data set's prompts with answer choices |
 """
 
 import re
 
 from t0jax.data.rows import DatasetSpec
 from t0jax.data.sources import RANK_SUFFIX, add_mixture, add_prompt_task, add_rank_task
+from tasks.t0_bias import GROUPS
 from tasks.t0_hub import find_home, find_spec
 from tasks.t0_metrics import stripped, text_metrics
 from tasks.t0_table import Entry, Prompt, load_table
@@ -88,7 +92,8 @@ def _register(
         metric_fns=text_metrics(prompt.metrics),
     )
     if prompt.has_choices:
-        add_rank_task(task.name, spec, prompt.name, splits=splits)
+        groups = GROUPS.get((spec.dataset, spec.subset))
+        add_rank_task(task.name, spec, prompt.name, splits=splits, groups=groups)
 
 
 def training_mixtures(table: list[Entry]) -> dict[str, dict[str, float]]:
@@ -152,11 +157,33 @@ def _rank_rates(entries: list[Entry], original_only: bool) -> dict[str, float]:
     return rates
 
 
+def data_set_mixtures(table: list[Entry]) -> dict[str, dict[str, float]]:
+    """{mixture: {task: rate}} of each data set on its own, and of all that can be scored together.
+
+    A data set without training rows, or without answer choices, has no mixture of that kind. Of ANLI all rounds count.
+    """
+    mixtures = {"t0_all_score_eval": _rank_rates(table, original_only=False)}
+    for entry in table:
+        name = task_name(entry.dataset, entry.subset, "all_prompts")
+        tasks = [task for prompt in entry.prompts for task in task_names(entry, prompt)]
+        if entry.size:
+            mixtures[name] = {task: float(_task_size(entry, task)) for task in tasks}
+        if scored := _rank_rates([entry], original_only=False):
+            mixtures[name + RANK_SUFFIX] = scored
+    return mixtures
+
+
+def _task_size(entry: Entry, task: str) -> int:
+    """Mixing rate of one task: of ANLI its round's examples."""
+    return ANLI_ROUNDS[task[-2:]] if entry.dataset == "anli" else task_rate(entry)
+
+
 def register() -> None:
     """All tasks and mixtures; again without effect."""
     table = load_table()
     register_tasks(table)
-    for name, rates in (training_mixtures(table) | evaluation_mixtures(table)).items():
+    mixtures = training_mixtures(table) | evaluation_mixtures(table) | data_set_mixtures(table)
+    for name, rates in mixtures.items():
         add_mixture(name, rates)
 
 

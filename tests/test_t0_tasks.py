@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 import seqio
 
-from t0jax.data import ranking
 from t0jax.data.sources import members
 from t0jax.data.templates import TemplateError, prompts_dir
-from tasks import t0, t0_hub, t0_metrics, t0_table
+from tasks import t0, t0_hub, t0_table
 
 FACTS = Path(__file__).parents[2] / "shared" / "spec" / "t0_datasets.json"
 
@@ -24,6 +23,13 @@ COUNTS = {
     "t0_train_one_og_prompt": 35,
     "t0_train_all_og_prompts": 222,
     "bias_fairness_eval_score_eval": 16,
+    "t0_all_score_eval": 383,
+    "rotten_tomatoes_all_prompts": 10,
+    "rotten_tomatoes_all_prompts_score_eval": 10,
+    "super_glue_cb_all_prompts_score_eval": 15,
+    "hellaswag_all_prompts": 11,
+    "anli_all_prompts": 45,
+    "anli_all_prompts_score_eval": 45,
 }
 RATES = {
     "t0_train": 17_277_798,
@@ -62,6 +68,23 @@ def test_rates_of_large_and_small_data_sets():
         rates.values()
     )
     assert round(100 * share, 1) == 15.0
+
+
+def test_mixtures_of_one_data_set():
+    """Together they are all tasks; each prompt counts as in t0_train, each round of ANLI by its own size."""
+    names = seqio.MixtureRegistry.names()
+    scored = [name for name in names if name.endswith("_all_prompts_score_eval")]
+    together = [task for name in scored for task in members(name)]
+    assert sorted(together) == sorted(members("t0_all_score_eval"))
+    one = members("rotten_tomatoes_all_prompts")
+    assert one.items() <= members("t0_train").items()
+    assert {f"{task}_score_eval" for task in one} == {
+        *members("rotten_tomatoes_all_prompts_score_eval")
+    }
+    assert members("anli_all_prompts")["anli_GPT_3_style_r1"] == 16_946
+    # Nothing to train on; no choices to score.
+    assert "story_cloze_2016_all_prompts" not in names
+    assert "samsum_all_prompts_score_eval" not in names
 
 
 def test_scored_training_tasks_by_data_set():
@@ -199,24 +222,3 @@ def test_import_needs_neither_network_nor_data_nor_prompts(tmp_path):
         text=True,
     )
     assert run.stdout.strip() == "[]", run.stdout + run.stderr
-
-
-def test_text_metrics():
-    targets, predictions = ["the cat sat", "Paris", "b"], ["a cat sat down", "paris.", "c"]
-    assert t0_metrics.accuracy(targets, ["the cat sat", "paris", "b"]) == {
-        "accuracy": pytest.approx(200 / 3)
-    }
-    scores = t0_metrics.squad(targets, predictions)
-    assert scores["em"] == pytest.approx(100 / 3)
-    assert scores["f1"] == pytest.approx(100 * (2 * 2 / (2 + 3) + 1) / 3)
-    assert t0_metrics.spearman(["1", "2", "3"], ["2", "3", "4"])[
-        "spearman_corrcoef"
-    ] == pytest.approx(100)
-    assert t0_metrics.text_metrics(["Spearman correlation", "ROUGE"]) == [
-        t0_metrics.spearman,
-        t0_metrics.rouge,
-    ]
-    assert t0_metrics.text_metrics(["Mean Squared Error"]) == [t0_metrics.accuracy]
-    with pytest.raises(ImportError, match="pip install no-such-package"):
-        t0_metrics._library("no_such_package", "no-such-package")
-    assert ranking.rank_postprocess(0.5) == 0.5

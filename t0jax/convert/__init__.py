@@ -17,9 +17,10 @@ import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+from jax.experimental import multihost_utils
 
 from t0jax import config as cfg
-from t0jax import models
+from t0jax import models, sharding
 from t0jax.convert.files import (
     ConvertError,
     Slices,
@@ -43,6 +44,7 @@ from t0jax.data.vocabulary import EXTRA_IDS, Pieces
 
 __all__ = [
     "ConvertError",
+    "check_replaceable",
     "check_vocabulary",
     "hf_config",
     "hf_tensors",
@@ -186,10 +188,11 @@ def save_params(
 ) -> Path:
     """Writes a directory that transformers' `from_pretrained` reads, whole or not at all.
 
-    Everything goes into a folder beside `out_dir` first, is read back and compared, then takes its place.
+    Everything goes into a folder beside `out_dir` first, is read back and compared, then takes its place. Of several
+    processes, all of which call this, the first writes.
 
     Args:
-        params: the model, every array addressable from this process.
+        params: the model, on any mesh.
         config: its architecture.
         out_dir: does not exist, is empty, or holds an earlier export.
         dtype: of the file's tensors, 'float32' or 'bfloat16'.
@@ -207,18 +210,36 @@ def save_params(
     out_dir = Path(out_dir)
     if dtype not in DTYPES:
         raise ConvertError(f"dtype {dtype!r}; {' or '.join(DTYPES)} can be written")
-    _check_replaceable(out_dir)
-    with _replacing(out_dir) as folder:
-        if tokenizer_path is not None:
-            _write_tokenizer(folder, Path(tokenizer_path), config)
-        write_json(folder / "config.json", hf_config(config, dtype))
-        write_json(folder / "generation_config.json", generation_config(config))
-        _write_tensors(folder, params, config, DTYPES[dtype], shard_bytes)
-        _verify(folder, params, config, DTYPES[dtype])
+    whole_params = jax.tree.map(_to_first_process, params)
+
+    def write() -> None:
+        check_replaceable(out_dir)
+        with _replacing(out_dir) as folder:
+            if tokenizer_path is not None:
+                _write_tokenizer(folder, Path(tokenizer_path), config)
+            write_json(folder / "config.json", hf_config(config, dtype))
+            write_json(folder / "generation_config.json", generation_config(config))
+            _write_tensors(folder, whole_params, config, DTYPES[dtype], shard_bytes)
+            _verify(folder, whole_params, config, DTYPES[dtype])
+
+    sharding.first_process_does(write, f"writing {out_dir}")
     return out_dir
 
 
-def _check_replaceable(out_dir: Path) -> None:
+def _to_first_process(leaf: jax.Array) -> Any:
+    """A parameter whole on the first process: in host memory, if others hold parts of it."""
+    if jax.process_count() == 1:
+        return leaf
+    gathered = multihost_utils.process_allgather(leaf, tiled=True)
+    return gathered if jax.process_index() == 0 else None
+
+
+def check_replaceable(out_dir: Path) -> None:
+    """Refuses a folder that an export may not take the place of.
+
+    Raises:
+        ConvertError: it holds something else than an earlier export.
+    """
     if out_dir.is_dir() and any(out_dir.iterdir()):
         config = out_dir / "config.json"
         if not config.exists() or MARK not in read_json(config):
@@ -251,10 +272,6 @@ def hf_tensors(
     """The tensors of an export, one at a time, as (name, array in `dtype`)."""
     for entry in name_table(models.build(config)):
         leaf = _get(params, entry.path)
-        if not getattr(leaf, "is_fully_addressable", True):
-            raise ConvertError(
-                f"{'.'.join(entry.path)} is spread over processes; export with a single one"
-            )
         for i, name in enumerate(entry.tensors):
             value = np.asarray(leaf[i] if entry.stacked else leaf)
             value = value.T if entry.transposed else value
