@@ -7,7 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
+
+from t0jax import checkpoint, models, sharding
+from t0jax import config as cfg
 
 REPOSITORY = Path(__file__).parents[1]
 TINY = [
@@ -16,6 +20,7 @@ TINY = [
     "--data.input_length", "64", "--data.target_length", "16", "--optimizer.warmup_steps", "2",
     "--optimizer.schedule", "constant",
     "--train.log_every", "1", "--train.checkpoint_every", "4", "--train.tensorboard", "false",
+    "--train.export", "last", "--mesh.data", "1", "--mesh.fsdp", "2",
 ]  # fmt: skip
 
 
@@ -59,6 +64,10 @@ def losses(run_dir):
     return {row["step"]: row["loss"] for row in map(json.loads, lines)}
 
 
+def load(path):
+    return checkpoint.load_model(path, sharding.make_mesh(cfg.Mesh(), jax.devices()[:1])).params
+
+
 @pytest.mark.slow
 def test_two_processes_equal_one_and_one_goes_on_from_two(tmp_path):
     finish(start(tmp_path / "one", steps=12, devices=2))
@@ -67,5 +76,7 @@ def test_two_processes_equal_one_and_one_goes_on_from_two(tmp_path):
     one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
     assert list(two) == list(range(1, 9))
     assert two == pytest.approx({step: one[step] for step in two}, rel=1e-5)
+    kept, exported = (load(folder) for folder in (tmp_path / "two", tmp_path / "two" / "hf"))
+    assert models.fingerprint(exported) == models.fingerprint(kept)
     finish(start(tmp_path / "two", steps=12, devices=2))
     assert losses(tmp_path / "two") == pytest.approx(one, rel=1e-4)
