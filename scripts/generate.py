@@ -53,7 +53,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "default": False,
         "help": "beams: as transformers",
     },
-    "temperature": {"type": float, "default": 0.0, "help": "above 0 samples"},
+    "temperature": {
+        "type": float | None,
+        "default": None,
+        "help": "above 0 samples; 0 takes the likeliest token [1 with top_k or top_p, else 0]",
+    },
     "top_k": {"type": int, "default": 0, "help": "samples from so many likeliest tokens"},
     "top_p": {"type": float, "default": 1.0, "help": "samples from the likeliest of this share"},
     "seed": {"type": int, "default": 0, "help": "of sampling"},
@@ -188,11 +192,13 @@ def write(
     pieces = Pieces(settings.data.vocabulary or model.vocabulary or vocabulary_path())
     check_vocabulary(pieces, model.network.config)
     generator = generate.Generator(model.network, mesh, how)
+    params = generator.shard(model.params)
     end = ends_inputs(model, options.input_eos, settings.evaluate.input_eos)
+    del model  # its float32 matrices, where the generator has made others of them
     encoder = PairEncoder(pieces, longest, how.max_new_tokens, end, settings.data.truncation)
     inputs = [encode(prompt, pieces, encoder) for prompt in prompts]
     report(f"writing: {len(prompts)} texts of up to {how.max_new_tokens} tokens")
-    for prompt, tokens in zip(prompts, all_tokens(generator, model.params, inputs), strict=True):
+    for prompt, tokens in zip(prompts, all_tokens(generator, params, inputs), strict=True):
         if jax.process_index() == 0:
             print(*shown(prompt, pieces.decode_spelled(tokens)), sep="\n", flush=True)
 

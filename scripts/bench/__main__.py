@@ -1,9 +1,9 @@
-"""`python -m scripts.bench data|train|evaluate|flipped [options]`; `--help` after the name lists its options."""
+"""`python -m scripts.bench data|train|evaluate|flipped|generate [options]`; `--help` after the name lists its own."""
 
 import importlib
 import sys
 
-BENCHES = ("data", "train", "evaluate", "flipped")
+BENCHES = ("data", "train", "evaluate", "flipped", "generate")
 
 
 def main(argv: list[str]) -> int:

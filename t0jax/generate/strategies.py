@@ -17,11 +17,13 @@ from jax.sharding import PartitionSpec
 
 from t0jax import sharding
 from t0jax.config import ConfigError
-from t0jax.models.attention import KeysValues
-from t0jax.models.t5 import T5, Memory
+from t0jax.models.t5 import T5, Cache, Memory
 
 FAR = -1e9
 """Log-probability of what may not be chosen; finite, as sums of it are compared."""
+
+BLOCK = 128
+"""Tokens whose largest value is looked for together."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,9 @@ class Settings:
     early_stopping: bool | Literal["never"] = False
     """Beam search ends with `num_beams` finished texts (True), when the best running one is no better than these
     (False), or when it cannot become so at any length ("never")."""
-    temperature: float = 0.0
-    """Samples from probabilities ** (1 / temperature); 0 takes the likeliest token."""
+    temperature: float | None = None
+    """Samples from probabilities ** (1 / temperature); 0 takes the likeliest token. None is 1 with `top_k` or `top_p`,
+    else 0."""
     top_k: int = 0
     """Samples from so many likeliest tokens; 0 from all."""
     top_p: float = 1.0
@@ -49,7 +52,10 @@ class Settings:
     """Longer inputs lose their right end."""
 
     def __post_init__(self) -> None:
-        """Raises ConfigError for settings that cannot be followed."""
+        """Decides on a temperature; raises ConfigError for settings that cannot be followed."""
+        if self.temperature is None:
+            drawn = self.top_k > 0 or self.top_p < 1
+            object.__setattr__(self, "temperature", 1.0 if drawn else 0.0)
         wrong = [
             *((getattr(self, name) < 1, name, "at least 1") for name in _COUNTS),
             (
@@ -57,16 +63,13 @@ class Settings:
                 "early_stopping",
                 "a bool or 'never'",
             ),
-            (self.temperature < 0, "temperature", "at least 0"),
-            (self.temperature > 0 and self.num_beams > 1, "temperature", "0 with beams"),
-            (
-                self.temperature == 0 and (self.top_k > 0 or self.top_p < 1),
-                "temperature",
-                "above 0 for top_k and top_p, which sampling takes",
-            ),
-            (self.num_beams == 1 and self.length_penalty != 1, "length_penalty", "1 without beams"),
             (self.top_k < 0, "top_k", "at least 0"),
             (not 0 < self.top_p <= 1, "top_p", "above 0 and at most 1"),
+            (not 0 <= self.temperature < float("inf"), "temperature", "a number of at least 0"),
+            (self.num_beams > 1 and self.top_k > 0, "top_k", "0 with beams"),
+            (self.num_beams > 1 and self.top_p < 1, "top_p", "1 with beams"),
+            (self.num_beams > 1 and self.temperature > 0, "temperature", "0 with beams"),
+            (self.num_beams == 1 and self.length_penalty != 1, "length_penalty", "1 without beams"),
         ]
         for bad, name, rule in wrong:
             if bad:
@@ -85,6 +88,8 @@ class Task(NamedTuple):
     """bool [B]; other rows fill up the batch."""
     numbers: jax.Array
     """Number of each row, int32 [B]."""
+    key: jax.Array
+    """Of `Settings.seed`, as `jax.random.key_data` gives it."""
 
 
 Choose = Callable[[jax.Array, jax.Array], jax.Array]
@@ -100,7 +105,7 @@ class _Line(NamedTuple):
     log_probs: jax.Array  # [B]
     counts: jax.Array  # [B], tokens written
     done: jax.Array  # [B]
-    cache: KeysValues
+    cache: Cache
 
 
 def write_line(task: Task, settings: Settings, choose: Choose) -> tuple[jax.Array, jax.Array]:
@@ -115,7 +120,7 @@ def write_line(task: Task, settings: Settings, choose: Choose) -> tuple[jax.Arra
         position = line.position
         tokens = line.tokens[:, None]  # [B, 1]
         hidden, cache = model.step(tokens, position, task.memory, line.cache)
-        logits = model.logits(hidden)[:, 0]  # [B, V]
+        logits = model.logits(hidden, task.memory.head)[:, 0]  # [B, V]
         tokens = jnp.where(line.done, config.pad_token_id, choose(logits, position))  # [B]
         chosen = jnp.take_along_axis(logits, tokens[:, None], axis=1)[:, 0]  # [B]
         gained = chosen - jax.nn.logsumexp(logits, axis=-1)  # [B]
@@ -146,12 +151,19 @@ def length_norm(settings: Settings, tokens: jax.Array) -> jax.Array:
 
 def greedy(task: Task, settings: Settings) -> tuple[jax.Array, jax.Array]:
     """The likeliest token each time. Results as of `write_line`."""
-    return write_line(task, settings, lambda logits, position: jnp.argmax(logits, axis=-1))
+    return write_line(task, settings, lambda logits, position: largest(logits))
+
+
+def largest(logits: jax.Array) -> jax.Array:
+    """`jnp.argmax` over the last axis, in two passes that XLA vectorises on a CPU: [..., V] -> [...]."""
+    places = jnp.arange(logits.shape[-1], dtype=jnp.int32)  # [V]
+    peak = logits.max(axis=-1, keepdims=True)  # [..., 1]
+    return jnp.where(logits == peak, places, places[-1]).min(axis=-1)
 
 
 def sample(task: Task, settings: Settings) -> tuple[jax.Array, jax.Array]:
     """Each token drawn anew from what the model expects. Results as of `write_line`."""
-    base = jax.random.key(settings.seed)
+    base = jax.random.wrap_key_data(task.key)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(base, task.numbers)  # [B]
 
     def choose(logits: jax.Array, position: jax.Array) -> jax.Array:
@@ -197,7 +209,7 @@ class _Beams(NamedTuple):
     log_probs: jax.Array  # [B, W], falling
     finished: _Finished
     done: jax.Array  # [B]
-    cache: KeysValues
+    cache: Cache
 
 
 def beam(task: Task, settings: Settings) -> tuple[jax.Array, jax.Array]:
@@ -257,12 +269,12 @@ def _first_beams(task: Task, settings: Settings) -> _Beams:
     )
 
 
-def _continuations(task: Task, beams: _Beams) -> tuple[jax.Array, KeysValues]:
+def _continuations(task: Task, beams: _Beams) -> tuple[jax.Array, Cache]:
     """Log-probabilities of every running text with every next token, [B, W, V], and the cache."""
     hidden, cache = task.model.step(
         beams.tokens, beams.position, task.memory, beams.cache, beams.origins
     )  # [B, W, D]
-    log_probs = jax.nn.log_softmax(task.model.logits(hidden))  # [B, W, V]
+    log_probs = jax.nn.log_softmax(task.model.logits(hidden, task.memory.head))  # [B, W, V]
     return log_probs + beams.log_probs[..., None], cache
 
 
@@ -278,7 +290,7 @@ def best_of_all(log_probs: jax.Array, count: int) -> tuple[jax.Array, jax.Array,
 
     def of_part(log_probs: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         here = log_probs.shape[-1]
-        values, tokens = jax.lax.top_k(log_probs, min(count, here))  # [b, W, n]
+        values, tokens = top_k(log_probs, min(count, here))  # [b, W, n]
         for axis in parts:
             tokens += here * jax.lax.axis_index(axis)
             values, tokens = (
@@ -293,6 +305,25 @@ def best_of_all(log_probs: jax.Array, count: int) -> tuple[jax.Array, jax.Array,
     # On its own XLA's partitioner brings all rows to every device for a `top_k`.
     results = (PartitionSpec(*split[:1]),) * 3
     return jax.shard_map(of_part, in_specs=split, out_specs=results, check_vma=False)(log_probs)
+
+
+def top_k(values: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+    """`jax.lax.top_k` with equal values in its order, [..., V] -> [..., count]; that looks at each value several times.
+
+    The largest values are in the `count` blocks with the largest maxima; all else is passed over.
+    """
+    blocks = -(-values.shape[-1] // BLOCK)
+    if blocks < 4 * count:
+        return jax.lax.top_k(values, count)
+    unused = [(0, 0)] * (values.ndim - 1) + [(0, blocks * BLOCK - values.shape[-1])]
+    values = jnp.pad(values, unused, constant_values=-jnp.inf)
+    values = values.reshape(*values.shape[:-1], blocks, BLOCK)  # [..., blocks, BLOCK]
+    # In the order of the vocabulary, so that the first of equal values stays the first.
+    best = jnp.sort(jax.lax.top_k(values.max(axis=-1), count)[1])  # [..., count]
+    inside = jnp.take_along_axis(values, best[..., None], axis=-2)  # [..., count, BLOCK]
+    found, places = jax.lax.top_k(inside.reshape(*best.shape[:-1], -1), count)  # [..., count]
+    block = jnp.take_along_axis(best, places // BLOCK, axis=-1)  # [..., count]
+    return found, block * BLOCK + places % BLOCK
 
 
 def _largest(scores: jax.Array, count: int) -> jax.Array:

@@ -40,12 +40,19 @@ POLICIES: dict[str, Callable | None] = {
 
 
 class Memory(NamedTuple):
-    """What a decoder keeps of the inputs while it writes."""
+    """What a decoder reads for every token while it writes, laid out once before the first."""
 
-    cross: KeysValues
-    """Of every layer's attention to the encoder, [layers, B, H, S, K]."""
+    layers: Any
+    """Parameters of the blocks and keys and values of their attention to the encoder, [layers, ...] and
+    [layers, B, H, S, K]; where layers are not scanned a list of one pair each, as cutting a stack is copying it."""
     mask: jax.Array
     """Inputs that are no padding, bool [B, 1, 1, S]."""
+    head: jax.Array | None
+    """A tied table the way XLA's CPU backend multiplies with it, [D, V]; None where `logits` needs none."""
+
+
+Cache = KeysValues | list[KeysValues]
+"""Keys and values of the tokens read so far, [layers, B, H, T * W, K]; a list over layers that are not scanned."""
 
 
 class EncoderBlock(nnx.Module):
@@ -113,8 +120,8 @@ class DecoderBlock(nnx.Module):
         mask: jax.Array,
         cross_mask: jax.Array,
         slot: jax.Array,
-    ) -> tuple[jax.Array, KeysValues]:
-        """One token of each hypothesis: [B, W, D] -> [B, W, D] and their keys and values [B, H, W, K].
+    ) -> tuple[jax.Array, KeysValues, KeysValues]:
+        """One token of each hypothesis: [B, W, D] -> [B, W, D], their keys and values [B, H, W, K], `cache` with them.
 
         Args:
             cache: [B, H, T * W, K] of earlier tokens; what is at `slot` on is replaced by this token's.
@@ -125,10 +132,11 @@ class DecoderBlock(nnx.Module):
         """
         y = self.attention_norm(x)  # [B, W, D]
         new = self.attention.keys_values(y)  # [B, H, W, K]
-        x = x + self.attention.recall(y, keep(cache, new, slot), bias, mask)  # [B, W, D]
+        kept = keep(cache, new, slot)  # [B, H, T * W, K]
+        x = x + self.attention.recall(y, kept, bias, mask)  # [B, W, D]
         x = x + self.cross.recall(self.cross_norm(x), cross, None, cross_mask)  # [B, W, D]
         x = x + self.mlp(self.mlp_norm(x), None)  # [B, W, D]
-        return constrain(x, "batch", "length", "width"), new
+        return constrain(x, "batch", "length", "width"), new, kept
 
     def noise_sizes(self, x: jax.Array, encoded: jax.Array, *_: jax.Array) -> list[tuple[int, ...]]:
         """What `noise` holds for each row of `x`, as `dropout_noise` takes it."""
@@ -171,33 +179,44 @@ class DecoderStack(Stack):
     def __init__(self, config: cfg.Model, rngs: nnx.Rngs):
         super().__init__(DecoderBlock, config, rngs, config.decoder_layers)
 
-    def cross_keys_values(self, encoded: jax.Array) -> KeysValues:
-        """Of every layer, from the inputs [B, S, D]: [layers, B, H, S, K]."""
-        graphdef, stacked = nnx.split(self.layers.cross, nnx.Param)
-
-        def body(x: jax.Array, params: nnx.State) -> tuple[jax.Array, KeysValues]:
-            return x, nnx.merge(graphdef, params).keys_values(x)
-
-        return over_layers(body, encoded, stacked, self.config.scan_layers)[1]
-
-    def step(
-        self, x: jax.Array, position: jax.Array, memory: Memory, cache: KeysValues, mask: jax.Array
-    ) -> tuple[jax.Array, KeysValues]:
-        """[B, W, D] -> [B, W, D] and the cache with this position's keys and values."""
-        width = x.shape[1]
-        length, slot = cache.keys.shape[-2] // width, position * width
-        bias = self.relative_bias.row(position, length)  # [1, H, 1, T]
-        bias = jnp.repeat(bias, width, axis=-1)  # [1, H, 1, T * W]
+    def remember(self, encoded: jax.Array) -> Any:
+        """`Memory.layers` for the inputs [B, S, D]."""
         graphdef, stacked = nnx.split(self.layers, nnx.Param)
 
-        def body(x: jax.Array, layer: tuple) -> tuple[jax.Array, KeysValues]:
-            params, own, cross = layer
+        def cross(params: nnx.State) -> KeysValues:
+            return nnx.merge(graphdef, params).cross.keys_values(encoded)
+
+        if self.config.scan_layers:
+            return stacked, jax.lax.map(cross, stacked)
+        return [(params, cross(params)) for params in unstack(stacked)]
+
+    def step(
+        self, x: jax.Array, position: jax.Array, memory: Memory, cache: Cache, mask: jax.Array
+    ) -> tuple[jax.Array, Cache]:
+        """[B, W, D] -> [B, W, D] and the cache with this position's keys and values."""
+        width = x.shape[1]
+        bias = self.relative_bias.row(position, mask.shape[-1] // width)  # [1, H, 1, T]
+        bias = jnp.repeat(bias, width, axis=-1)  # [1, H, 1, T * W]
+        graphdef, slot = nnx.graphdef(self.layers), position * width
+
+        def read(x: jax.Array, layer: tuple) -> tuple[jax.Array, KeysValues, KeysValues]:
+            (params, cross), own = layer
             block = nnx.merge(graphdef, params)
             return block.step(x, own, cross, bias, mask, memory.mask, slot)
 
-        layers = (stacked, cache, memory.cross)
-        x, new = over_layers(body, x, layers, self.config.scan_layers)
-        return self.final_norm(x), keep(cache, new, slot)
+        if self.config.scan_layers:
+            # A scan's results are new arrays: the new part alone, written into the cache afterwards, is the least.
+            x, new = jax.lax.scan(lambda *at: _first_two(read(*at)), x, (memory.layers, cache))
+            return self.final_norm(x), keep(cache, new, slot)
+        after = []
+        for layer in zip(memory.layers, cache, strict=True):
+            x, _, kept = read(x, layer)
+            after.append(kept)
+        return self.final_norm(x), after
+
+
+def _first_two(results: tuple) -> tuple:
+    return results[:2]
 
 
 def keep(cache: KeysValues, new: KeysValues, slot: jax.Array) -> KeysValues:
@@ -312,25 +331,31 @@ class T5(nnx.Module):
 
     def remember(self, encoded: jax.Array, segment_ids: jax.Array) -> Memory:
         """What `step` reads of the inputs: `encoded` [B, S, D] from `encode`, one example a row; padding has id 0."""
-        mask = (segment_ids > 0)[:, None, None]  # [B, 1, 1, S]
-        return Memory(self.decoder.cross_keys_values(encoded), mask)
+        mask, head = (segment_ids > 0)[:, None, None], None  # [B, 1, 1, S]
+        if self.config.tie_word_embeddings and not self.config.scan_layers:
+            head = self.shared.embedding[...].astype(encoded.dtype).T  # [D, V]
+        return Memory(self.decoder.remember(encoded), mask, head)
 
-    def new_cache(self, rows: int, width: int, length: int) -> KeysValues:
-        """Room for `length` tokens of `width` hypotheses a row, [layers, B, H, T * W, K] in the compute dtype."""
+    def new_cache(self, rows: int, width: int, length: int) -> Cache:
+        """Room for `length` tokens of `width` hypotheses a row, in the compute dtype."""
         config = self.config
-        shape = (config.decoder_layers, rows, config.num_heads, length * width, config.d_kv)
-        empty = jnp.zeros(shape, config.dtype)
-        empty = constrain(empty, "layers", "batch", "heads", "length", None)
-        return KeysValues(empty, empty)
+        shape = (rows, config.num_heads, length * width, config.d_kv)
+        axes = ("batch", "heads", "length", None)
+        if config.scan_layers:
+            empty = jnp.zeros((config.decoder_layers, *shape), config.dtype)
+            empty = constrain(empty, "layers", *axes)  # [layers, B, H, T * W, K]
+            return KeysValues(empty, empty)
+        empty = constrain(jnp.zeros(shape, config.dtype), *axes)  # [B, H, T * W, K]
+        return [KeysValues(empty, empty)] * config.decoder_layers
 
     def step(
         self,
         tokens: jax.Array,
         position: jax.Array,
         memory: Memory,
-        cache: KeysValues,
+        cache: Cache,
         origins: jax.Array | None = None,
-    ) -> tuple[jax.Array, KeysValues]:
+    ) -> tuple[jax.Array, Cache]:
         """Reads one more token of each hypothesis; the hidden states are `decode`'s at that position.
 
         Hypotheses that part and end need no copies of the cache: it stays as it was written, and `origins` says
@@ -348,7 +373,7 @@ class T5(nnx.Module):
             Hidden states [B, W, D] in the compute dtype, and the cache to go on with.
         """
         width = tokens.shape[1]
-        length = cache.keys.shape[-2] // width
+        length = jax.tree.leaves(cache)[0].shape[-2] // width
         own = jnp.arange(width)  # [W]
         if origins is None:
             origins = jnp.broadcast_to(own[:, None], (1, width, length))  # [1, W, T]
@@ -357,14 +382,17 @@ class T5(nnx.Module):
         mask = mask.reshape(len(mask), 1, width, -1)  # [B, 1, W, T * W]
         return self.decoder.step(self.shared(tokens), position, memory, cache, mask)
 
-    def logits(self, hidden: jax.Array) -> jax.Array:
-        """Hidden states [B, T, D] -> float32 logits [B, T, V]."""
+    def logits(self, hidden: jax.Array, head: jax.Array | None = None) -> jax.Array:
+        """Hidden states [B, T, D] -> float32 logits [B, T, V]; `head` is `Memory.head` while writing."""
         dtype = hidden.dtype
         if self.config.tie_word_embeddings:
-            table = self.shared.embedding[...].astype(dtype)  # [V, D]
             scaled = hidden * jnp.asarray(self.config.d_model**-0.5, dtype)  # [B, T, D]
             rows = scaled.reshape(-1, scaled.shape[-1])  # [B * T, D], flat as in `project`
-            logits = einsum_float32("rd,vd->rv", rows, table)  # [B * T, V]
+            if head is None:
+                table = self.shared.embedding[...].astype(dtype)  # [V, D]
+                logits = einsum_float32("rd,vd->rv", rows, table)  # [B * T, V]
+            else:
+                logits = einsum_float32("rd,dv->rv", rows, head)  # [B * T, V]
         else:
             rows = hidden.reshape(-1, hidden.shape[-1])  # [B * T, D]
             logits = einsum_float32("rd,dv->rv", rows, self.lm_head[...].astype(dtype))
