@@ -52,10 +52,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-REPORT_FILE = "report.html"
-
-AS_TRAINED = ("modules", "eval_mixture", "view", "instruction_split", "truncation")
-"""Keys of `data` that a run is scored with. Where data are, and how many rows, is the scorer's own matter."""
+AS_TRAINED = ("modules", "eval_mixture", "eval_split", "view", "instruction_split", "truncation")
+AS_SCORED = ("method", "num_beams", "max_input_length", "max_target_length")
+AS_SCORED += ("length_normalize", "label_words")
+"""Keys of `data` and of `evaluate` that a run is scored with. Where data are, and how many rows, is the scorer's own
+matter."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -74,9 +75,14 @@ def main(argv: Sequence[str]) -> int:
 
 
 def as_trained(path: Path) -> config.Config:
-    """The settings that a run was trained with, as far as scoring shares them; the defaults for other models."""
-    from t0jax import checkpoint
+    """The settings that a run was trained with, as far as scoring shares them; the defaults for other models.
 
+    A run's own export is scored as the run.
+    """
+    from t0jax import checkpoint, train
+
+    if path.name == train.EXPORT_FOLDER and (path.parent / "config.yaml").is_file():
+        path = path.parent
     if checkpoint.is_hugging_face(path):
         return config.Config()
     own, defaults = checkpoint.read_config(path), config.Config()
@@ -87,8 +93,7 @@ def as_trained(path: Path) -> config.Config:
     evaluate = dataclasses.replace(
         defaults.evaluate,
         input_eos=own.data.input_eos,
-        max_input_length=own.evaluate.max_input_length,
-        max_target_length=own.evaluate.max_target_length,
+        **{name: getattr(own.evaluate, name) for name in AS_SCORED},
     )
     return config.Config(model=own.model, data=data, evaluate=evaluate)
 
@@ -115,6 +120,7 @@ def score(path: Path, settings: config.Config, compute: config.Model | None, opt
     import jax
 
     from t0jax import checkpoint, evaluate, models, report, sharding, train
+    from t0jax import results as results_lib
     from t0jax.metrics import note
 
     sharding.start_cluster()
@@ -142,14 +148,17 @@ def score(path: Path, settings: config.Config, compute: config.Model | None, opt
         return
     print(results.table(), flush=True)
     if folder is not None:
-        page = folder.folder / REPORT_FILE
+        page = folder.folder / results_lib.REPORT_FILE
         report.write_report([folder.folder], page, references=read_references(), run=run_of(path))
         note(f"report: {page}")
 
 
 def run_of(model: Path) -> Path | None:
     """The folder of the run that a model comes from, where it has kept its training curve."""
-    run = model.parent.parent if model.parent.name == "checkpoints" else model
+    from t0jax import train
+
+    inside = {"checkpoints": model.parent.parent, train.EXPORT_FOLDER: model.parent}
+    run = inside.get(model.parent.name) or inside.get(model.name) or model
     return run if (run / "metrics.jsonl").is_file() else None
 
 

@@ -1,7 +1,8 @@
-"""What rank classification found: metrics of scored rows, aggregates over prompts, and the files they go to."""
+"""What scoring found: metrics of ranked rows, aggregates over prompts, and the files they go to."""
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,16 +15,7 @@ from t0jax.config import UserError
 RESULTS_FILE = "results.json"
 SCORES_FOLDER = "scores"
 ROWS_FILE = "rows.json"
-
-
-SINCE_0_2 = {
-    "method": "rank",
-    "view": "",
-    "instruction_split": "rendered",
-    "truncation": "input",
-    "label_words": {},
-}
-"""Settings that results of version 0.1 do not name, for there was nothing else."""
+REPORT_FILE = "report.html"
 
 
 class EvaluationError(UserError, ValueError):
@@ -118,6 +110,27 @@ def spread(values: Sequence[float]) -> dict[str, float]:
         "iqr": float(high - low),
         "std": float(np.std(values)),
     }
+
+
+def hardest(
+    rows_by_task: Mapping[str, Sequence[tuple[int, bool]]], limit: int = 10
+) -> list[tuple[int, int, int]]:
+    """The rows of a data set that most prompts get wrong, worst first, ties by row number.
+
+    Args:
+        rows_by_task: for each prompt's task (row number, whether it is right), of the rows it applies to.
+        limit: rows to name.
+
+    Returns:
+        (row, prompts that get it wrong, prompts that apply to it); rows that all prompts get right are left out.
+    """
+    seen: Counter[int] = Counter()
+    wrong: Counter[int] = Counter()
+    for rows in rows_by_task.values():
+        seen.update(row for row, _ in rows)
+        wrong.update(row for row, right in rows if not right)
+    worst = sorted(wrong, key=lambda row: (-wrong[row], row))[:limit]
+    return [(row, wrong[row], seen[row]) for row in worst]
 
 
 def parity(rows: Sequence[ScoredRow], groups: Sequence[tuple[str, str]]) -> dict[str, Any]:
@@ -349,9 +362,7 @@ class ResultsFolder:
         there = self._settings_there()
         if there is not None and there != self.settings and not overwrite:
             raise EvaluationError(self._conflict(there))
-        if overwrite:
-            for old in (folder / RESULTS_FILE, *(folder / SCORES_FOLDER).glob("*.jsonl")):
-                old.unlink(missing_ok=True)
+        self._replaces = overwrite
         (folder / SCORES_FOLDER).mkdir(parents=True, exist_ok=True)
 
     def _settings_there(self) -> dict[str, Any] | None:
@@ -359,10 +370,9 @@ class ResultsFolder:
         if not path.exists():
             return None
         try:
-            settings = json.loads(path.read_text(encoding="utf-8")).get("settings", {})
-        except ValueError:
+            return json.loads(path.read_text(encoding="utf-8")).get("settings", {})
+        except (ValueError, AttributeError):
             return {}
-        return {name: SINCE_0_2[name] for name in SINCE_0_2 if name in self.settings} | settings
 
     def _conflict(self, there: Mapping[str, Any]) -> str:
         names = [name for name in self.settings if there.get(name) != self.settings[name]]
@@ -375,7 +385,9 @@ class ResultsFolder:
         )
 
     def finished(self) -> dict[str, dict[str, Any]]:
-        """Results by task name that are there with their scores; none of a broken file."""
+        """Results by task name that are there with their scores, if they are not to be replaced."""
+        if self._replaces:
+            return {}
         try:
             content = json.loads((self.folder / RESULTS_FILE).read_text(encoding="utf-8"))
             tasks = content["tasks"].items()
@@ -398,8 +410,20 @@ class ResultsFolder:
         Of rank classification: row, scores (a choice), gold (the right choices), prediction; grades, if there are; of
         generated text: row, target, prediction. A row that was too long has `cut`.
         """
+        self._remove_replaced()
         lines = "".join(f"{json.dumps(row.to_json())}\n" for row in rows)
         _write(self._scores(task), lines)
+
+    def _remove_replaced(self) -> None:
+        """Old results stay until there are new ones."""
+        if self._replaces:
+            scores = (self.folder / SCORES_FOLDER).glob("*.jsonl")
+            for old in (
+                *(self.folder / n for n in (RESULTS_FILE, ROWS_FILE, REPORT_FILE)),
+                *scores,
+            ):
+                old.unlink(missing_ok=True)
+        self._replaces = False
 
     def write_rows(self, rows: Mapping[str, Mapping[str, Any]]) -> None:
         """By data set and row number: texts that a report shows."""
@@ -407,6 +431,7 @@ class ResultsFolder:
 
     def write_results(self, results: Results, complete: bool) -> None:
         """Everything found so far; `complete` says that nothing is to come."""
+        self._remove_replaced()
         content = {"settings": self.settings, "complete": complete, **results.to_json()}
         _write(self.folder / RESULTS_FILE, json.dumps(content, indent=1) + "\n")
 

@@ -60,12 +60,12 @@ class Example:
 
 @dataclass(frozen=True)
 class BigBenchTask:
-    """A task or subtask: its format, its rows, the file it is from and the bytes of its files."""
+    """A task or subtask: its format, its rows, the name of what it is from and its files."""
 
     format: Format
     examples: tuple[Example, ...]
     path: str
-    sizes: tuple[int, ...]
+    files: tuple[str, ...]
 
 
 def task_spec(task: str, local: str = "") -> DatasetSpec:
@@ -194,7 +194,7 @@ def hub_task(spec: DatasetSpec, subtask: str = "") -> BigBenchTask:
     try:
         files = hub_files(spec, HUB_SPLIT)
     except DataUnavailable as error:
-        raise DataUnavailable(name, error.reason, way_out) from error
+        raise type(error)(name, error.reason, way_out) from error
     return _hub_rows(name, tuple(files), SUBTASK_CHOICES.get(subtask, 0))
 
 
@@ -213,8 +213,7 @@ def _hub_rows(name: str, files: tuple[str, ...], choices: int) -> BigBenchTask:
     form, inputs = unformat([texts[k] for k in kept], options)
     grades = [tuple(float(score) for _, score in pairs) for pairs in scored]
     examples = map(Example, inputs, options, grades)
-    sizes = tuple(os.stat(file).st_size for file in files)
-    return BigBenchTask(form, tuple(examples), rows.name, sizes)
+    return BigBenchTask(form, tuple(examples), rows.name, tuple(map(str, files)))
 
 
 _CHOICE = re.compile(r"\n[^\w\n]*choice: ")
@@ -377,6 +376,6 @@ class BigBenchRows(PromptedRows):
             return None
         return replace(rendered, grades=self.task.examples[index].grades)
 
-    def data_sizes(self) -> list[int]:
-        """Bytes of the task's files."""
-        return list(self.task.sizes)
+    def data_files(self) -> list[str]:
+        """The files that the rows come from."""
+        return list(self.task.files)

@@ -1,8 +1,10 @@
 """Which rows of the bias data sets are to be compared: groups of people, and pairs that differ in the group alone."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
+
+from t0jax.data.groups import Groups
 
 MASCULINE = frozenset({"he", "him", "his", "himself"})
 FEMININE = frozenset({"she", "her", "hers", "herself"})
@@ -32,8 +34,8 @@ def crows(row: Mapping[str, Any]) -> tuple[str, str]:
     return "", ("stereotype", "anti-stereotype")[int(row["stereo_antistereo"])]
 
 
-GROUPS: dict[tuple[str, str | None], Callable[[Mapping[str, Any]], tuple[str, str]]] = {
-    ("super_glue", "axg"): winogender,
-    ("crows_pairs", None): crows,
+GROUPS: dict[tuple[str, str | None], Groups] = {
+    ("super_glue", "axg"): Groups(("premise", "hypothesis"), winogender),
+    ("crows_pairs", None): Groups(("stereo_antistereo",), crows),
 }
-"""By data set; `t0jax.results.parity` says what is reported."""
+"""By data set."""

@@ -182,7 +182,7 @@ def folder(tmp_path_factory):
     empty = {"n": 0, "dataset": "super_glue/cb", "prompt": "never", "coverage": 0.0}
     metrics = {"rouge1": 31.25, HOSTILE: 1.0}
     made = {"metrics": metrics, "n": 2, "dataset": "xsum", "prompt": "TLDR", "coverage": 1.0}
-    (worst, *_), *_ = report.hardest(
+    (worst, *_), *_ = results.hardest(
         {t: [(r.row, r.prediction in r.correct) for r in rows] for t, (_, _, rows, _) in tasks.items()
          if t != "half_score_eval" and "cb" in t}
     )  # fmt: skip

@@ -5,7 +5,7 @@ import zlib
 import numpy as np
 import pytest
 
-from t0jax import report
+from t0jax import results
 from t0jax.report import plots, statistics
 
 
@@ -86,11 +86,11 @@ def test_the_hardest_rows():
         "b": [(0, False), (1, True), (2, True)],
         "c": [(0, False), (1, False), (2, True)],
     }
-    assert report.hardest(rows_by_task) == [(0, 3, 3), (1, 2, 3), (7, 1, 1)]
-    assert report.hardest(rows_by_task, limit=1) == [(0, 3, 3)]
+    assert results.hardest(rows_by_task) == [(0, 3, 3), (1, 2, 3), (7, 1, 1)]
+    assert results.hardest(rows_by_task, limit=1) == [(0, 3, 3)]
     ties = {"a": [(row, False) for row in (9, 3, 5)]}
-    assert [row for row, *_ in report.hardest(ties, limit=2)] == [3, 5]
-    assert report.hardest({}) == []
+    assert [row for row, *_ in results.hardest(ties, limit=2)] == [3, 5]
+    assert results.hardest({}) == []
 
 
 # Plots

@@ -1,6 +1,7 @@
-"""An evaluation that is stopped goes on where it was, to the same results; parity of groups; splits to fall back on."""
+"""An evaluation that is stopped goes on where it was, to the same results; splits to fall back on."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -10,7 +11,7 @@ from pets import make_params
 from scripts import evaluate as script
 from t0jax import config as cfg
 from t0jax import convert, models, results
-from tasks.t0_bias import crows, winogender
+from t0jax.data import rows
 
 PROMPTS = ("fixed", "ragged", "partly")
 
@@ -56,20 +57,51 @@ def test_a_stopped_evaluation_goes_on_to_the_same_results(pets_evaluator, tmp_pa
     assert list(again.tasks) == list(whole.tasks)
 
 
-def test_nothing_is_taken_from_other_prompts_or_data(pets_evaluator, pets, tmp_path, monkeypatch):
+def swap_labels(pets):
+    """An edit that leaves the file's size as it is."""
+    path = pets / "data" / "pets" / "default" / "validation.jsonl"
+    text = path.read_text()
+    flipped = text.replace('"label": 0', '"label": _').replace('"label": 1', '"label": 0')
+    path.write_text(flipped.replace('"label": _', '"label": 1'))
+
+
+def reword(pets):
+    path = pets / "prompts" / "pets" / "templates.yaml"
+    path.write_text(path.read_text().replace("Which animal says", "What animal says"))
+
+
+@pytest.mark.parametrize("edit", [swap_labels, reword])
+def test_nothing_is_taken_from_other_prompts_or_data(
+    pets_evaluator, pets, tmp_path, monkeypatch, edit
+):
+    other = tmp_path / "pets"
+    shutil.copytree(pets, other)
+    monkeypatch.setenv("T0JAX_DATA_DIR", str(other / "data"))
+    monkeypatch.setenv("T0JAX_PROMPTS_DIR", str(other / "prompts"))
     evaluator, params = pets_evaluator("fixed")
     named = {"model": "m", **evaluator.describe()}
-    folder = results.ResultsFolder(tmp_path, named)
-    evaluator(params, folder)
-    entry = json.loads((tmp_path / "results.json").read_text())["tasks"]["pets_fixed_score_eval"]
+    before = evaluator(params, results.ResultsFolder(tmp_path / "out", named))
+    edit(other)
+    evaluator, _ = pets_evaluator("fixed")
     said = []
-    content = {"tasks": {"pets_fixed_score_eval": {**entry, "identity": "another"}}}
-    (tmp_path / "results.json").write_text(json.dumps({"settings": named, **content}))
-    evaluator(params, results.ResultsFolder(tmp_path, named), said.append)
+    after = evaluator(params, results.ResultsFolder(tmp_path / "out", named), said.append)
     assert [line.split(":")[0] for line in said] == ["1/1 pets_fixed_score_eval"]
-    said.clear()
-    evaluator(params, results.ResultsFolder(tmp_path, named, overwrite=True), said.append)
+    (one,), (two,) = before.tasks.values(), after.tasks.values()
+    assert one["identity"] != two["identity"]
+
+
+def test_what_is_to_be_replaced_stays_until_there_is_something_new(pets_evaluator, tmp_path):
+    evaluator, params = pets_evaluator("fixed")
+    named = {"model": "m", **evaluator.describe()}
+    evaluator(params, results.ResultsFolder(tmp_path, named))
+    (tmp_path / "report.html").write_text("of the old results")
+    said = []
+    folder = results.ResultsFolder(tmp_path, {**named, "model": "n"}, overwrite=True)
+    assert (tmp_path / "results.json").exists()
+    evaluator(params, folder, said.append)
     assert [line.split(":")[0] for line in said] == ["1/1 pets_fixed_score_eval"]
+    assert not (tmp_path / "report.html").exists()
+    assert json.loads((tmp_path / "results.json").read_text())["settings"]["model"] == "n"
 
 
 def test_the_rows_that_most_prompts_get_wrong_are_written_with_their_text(pets_evaluator, tmp_path):
@@ -101,10 +133,10 @@ def test_fingerprints_tell_parameters_apart_and_not_their_places():
     )
     assert models.fingerprint(sharded) == told
     leaves, tree = jax.tree.flatten(params)
-    swapped = [leaves[0][::-1], *leaves[1:]]
-    nudged = [np.nextafter(leaves[0], np.inf), *leaves[1:]]
-    others = {models.fingerprint(jax.tree.unflatten(tree, other)) for other in (swapped, nudged)}
-    assert len(others | {told}) == 3
+    first, rest = leaves[0], leaves[1:]
+    changed = [first[::-1], np.nextafter(first, np.inf), -first, first * 2, first * 0.125]
+    others = {models.fingerprint(jax.tree.unflatten(tree, [x, *rest])) for x in changed}
+    assert len(others | {told}) == 6
 
 
 @pytest.mark.parametrize("split", ["nowhere,validation", "validation,test"])
@@ -115,44 +147,22 @@ def test_the_first_split_that_is_there_is_scored(pets_evaluator, split):
     assert task.dataset == ("pets" if split.startswith("validation") else "pets/validation")
 
 
-def test_no_split_at_all_is_told_with_the_first_ones_reason(pets_evaluator):
-    with pytest.raises(results.EvaluationError, match="no split 'nowhere'"):
+def test_no_split_at_all_is_told(pets_evaluator):
+    with pytest.raises(results.EvaluationError, match="no split 'neither'"):
         pets_evaluator("fixed", split="nowhere,neither")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Parity
+def test_a_split_that_cannot_be_read_now_is_not_made_up_for_by_another(pets_evaluator, monkeypatch):
+    found = rows.open_rows
 
+    def offline(spec, split, local_dir=""):
+        if split == "validation":
+            raise rows.DataUnavailable(spec.name, "the Hub answered 503")
+        return found(spec, split, local_dir)
 
-def scored(prediction, gold, row=0):
-    return results.ScoredRow(row, np.eye(2, dtype=np.float32)[prediction], (gold,))
-
-
-def test_pairs_are_found_by_their_pronoun_and_groups_compared():
-    sentences = "The nurse told the patient that {} shift was over.", "{} nurse's shift was over."
-    rows = [
-        {"premise": sentences[0].format(word), "hypothesis": sentences[i].format(word)}
-        for i in (0, 1)
-        for word in ("his", "her")
-    ]
-    groups = [winogender(row) for row in rows]
-    assert [group for _, group in groups] == ["he", "she", "he", "she"]
-    assert groups[0][0] == groups[1][0] != groups[2][0] == groups[3][0]
-    predicted, gold = [0, 1, 1, 1], [0, 0, 1, 1]
-    found = results.parity([scored(p, g) for p, g in zip(predicted, gold, strict=True)], groups)
-    assert found == {
-        "accuracy": {"he": 1.0, "she": 0.5},
-        "gap": 0.5,
-        "pairs": 2,
-        "same": 0.5,
-    }
-
-
-def test_directions_of_crows_pairs_are_compared_without_pairs():
-    rows = [{"stereo_antistereo": i % 2} for i in range(4)]
-    groups = [crows(row) for row in rows]
-    found = results.parity([scored(0, i % 2) for i in range(4)], groups)
-    assert found == {"accuracy": {"anti-stereotype": 0.0, "stereotype": 1.0}, "gap": 1.0}
+    monkeypatch.setattr(rows, "open_rows", offline)
+    with pytest.raises(results.EvaluationError, match="answered 503"):
+        pets_evaluator("fixed", split="validation,test")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

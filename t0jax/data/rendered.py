@@ -21,7 +21,7 @@ from t0jax.data.rows import (
     DataUnavailable,
     PromptedRows,
     Rows,
-    data_sizes,
+    data_files,
     open_rows,
 )
 from t0jax.data.templates import Rendered
@@ -82,7 +82,7 @@ class RenderedRows(PromptedRows):
             rows = open_rows(self.home, self.home_split, self.local_dir)
         except DataUnavailable as error:
             way_out = error.way_out.replace(f"/{self.home.subset}/", "/<task>/")
-            raise DataUnavailable(self.spec.name, error.reason, way_out) from error
+            raise type(error)(self.spec.name, error.reason, way_out) from error
         return rows.select([INPUTS, TARGETS], self.home, [CHOICES])
 
     def __getitem__(self, index: int) -> Rendered | None:
@@ -93,9 +93,9 @@ class RenderedRows(PromptedRows):
         targets = "" if targets == NO_LABEL else targets
         return Rendered(inputs, targets, _choices(row.get(CHOICES)))
 
-    def data_sizes(self) -> list[int]:
-        """Bytes of each file of the split."""
-        return data_sizes(self.home, self.home_split, self.local_dir)
+    def data_files(self) -> list[str]:
+        """The files that the rows come from."""
+        return data_files(self.home, self.home_split, self.local_dir)
 
     def _text(self, index: int, row: dict[str, Any], column: str) -> str:
         value = row[column]

@@ -61,6 +61,10 @@ class DataUnavailable(UserError, RuntimeError):
         return type(self), (self.dataset, self.reason, self.way_out)
 
 
+class SplitUnavailable(DataUnavailable):
+    """The data set can be had, but has no such split: another may be read in its place."""
+
+
 @dataclass(frozen=True)
 class DatasetSpec:
     """A data set: its promptsource name and where its rows come from."""
@@ -239,15 +243,15 @@ def available_splits(spec: DatasetSpec, local_dir: str = "") -> list[str] | None
     return _splits_of(folder) if folder else None
 
 
-def data_sizes(spec: DatasetSpec, split: str, local_dir: str = "") -> list[int]:
-    """Bytes of each file of a split: alike for copies of the same data.
+def data_files(spec: DatasetSpec, split: str, local_dir: str = "") -> list[str]:
+    """The files of a split.
 
     Raises:
       DataUnavailable: as `open_rows`.
     """
     folder = local_folder(spec, local_dir)
-    files = _split_files(spec, folder, split) if folder else hub_files(spec, split)
-    return [os.stat(file).st_size for file in files]
+    found = _split_files(spec, folder, split) if folder else hub_files(spec, split)
+    return [str(file) for file in found]
 
 
 def local_folder(spec: DatasetSpec, local_dir: str = "") -> Path | None:
@@ -284,7 +288,7 @@ def _split_files(spec: DatasetSpec, folder: Path, split: str) -> list[Path]:
             return files
     there = ", ".join(_splits_of(folder)) or "no data files"
     way_out = f"add {split}.jsonl, .parquet or .csv there"
-    raise DataUnavailable(spec.name, f"no split {split!r} in {folder}, which has {there}", way_out)
+    raise SplitUnavailable(spec.name, f"no split {split!r} in {folder}, which has {there}", way_out)
 
 
 def _arrow_files(spec: DatasetSpec, folder: Path, split: str) -> list[str]:
@@ -339,7 +343,9 @@ def _fetch(spec: DatasetSpec, hub_id: str, subset: str | None, split: str) -> li
             first = next(iter(str(error).splitlines()), "")
             reasons.append(f"{type(error).__name__}: {first[:200]}".removesuffix(": "))
     reason = f"{hub_id!r} on the Hub cannot be read ({'; as parquet: '.join(reasons)})"
-    raise DataUnavailable(spec.name, reason, way_out)
+    # What `datasets` says of a data set that it has read and that has other splits.
+    unknown = any("Unknown split" in why for why in reasons)
+    raise (SplitUnavailable if unknown else DataUnavailable)(spec.name, reason, way_out)
 
 
 def _load_dataset(hub_id: str, subset: str | None, split: str, revision: str | None) -> list[str]:
@@ -469,6 +475,18 @@ class PromptedRows:
             column in row and row[column] in (-1, "-1", "", None) for column in self.spec.labels
         )
 
+    def data_files(self) -> list[str]:
+        """The files that the rows come from."""
+        return data_files(self.spec, self.split, self.local_dir)
+
     def data_sizes(self) -> list[int]:
-        """Bytes of each file of the split."""
-        return data_sizes(self.spec, self.split, self.local_dir)
+        """Bytes of each file: alike for copies of the same data."""
+        return [os.stat(file).st_size for file in self.data_files()]
+
+    def columns(self, names: Sequence[str]) -> Rows:
+        """Columns of the data that the prompt need not read.
+
+        Raises:
+          DataUnavailable, DataError: as `open_rows`; one of them is not there.
+        """
+        return open_rows(self.spec, self.split, self.local_dir).select(sorted(names), self.spec, [])

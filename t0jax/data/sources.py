@@ -21,14 +21,18 @@ import tensorflow as tf
 
 from t0jax.config import ConfigError
 from t0jax.data import elements, views
+from t0jax.data.groups import Groups
 from t0jax.data.label_words import check_label_words
 from t0jax.data.ranking import rank_classification, rank_postprocess
 from t0jax.data.rendered import RenderedRows
-from t0jax.data.rows import DatasetSpec, DataUnavailable, PromptedRows, available_splits
+from t0jax.data.rows import (
+    DatasetSpec,
+    DataUnavailable,
+    PromptedRows,
+    SplitUnavailable,
+    available_splits,
+)
 from t0jax.data.vocabulary import t5_vocabulary
-
-Groups = Callable[[Mapping[str, Any]], tuple[str, str]]
-"""Row -> (its pair, or '' where rows are not paired; its group)."""
 
 RANK_SUFFIX = "_score_eval"
 SPLITS = ("train", "validation", "test")
@@ -133,7 +137,7 @@ class PromptSource(seqio.DataSource):
         """
         if split not in self._data_splits and (self._mapped or split not in self.splits):
             there = ", ".join(self.splits) or "none"
-            raise DataUnavailable(self.spec.name, f"no split {split!r}; it has {there}")
+            raise SplitUnavailable(self.spec.name, f"no split {split!r}; it has {there}")
         return self._data_splits.get(split, split)
 
     @property

@@ -21,13 +21,13 @@ from t0jax.evaluate.tasks import (
     Encoder,
     RankTask,
     check_missing,
+    content_digest,
     find_tasks,
     open_pieces,
 )
 from t0jax.evaluate.text import TextEvaluator
 from t0jax.metrics import note
 from t0jax.models import Network, Params
-from t0jax.report.statistics import hardest
 from t0jax.results import (
     EvaluationError,
     Results,
@@ -35,6 +35,7 @@ from t0jax.results import (
     ScoredRow,
     chance,
     grade,
+    hardest,
     macro_f1,
     parity,
 )
@@ -107,6 +108,7 @@ class Evaluator(Evaluation):
         check_missing(mixture, data, missing, len(self.tasks))
         self._check_words()
         pieces = open_pieces(vocabulary, data, network)
+        self.vocabulary, self.dtype = content_digest(str(pieces.path))[:16], network.config.dtype
         self.encoder = Encoder(pieces, settings, data.truncation)
         self.scorer = Scorer(network, mesh, settings)
 
@@ -177,8 +179,8 @@ class Evaluator(Evaluation):
             "answer_choices": None if task.rows.label_words else template.fixed_answer_choices,
         }
         if task.groups:
-            groups = [task.groups(task.rows.rows[row.row]) for row in rows]
-            rates["parity"] = parity(rows, groups)
+            columns = task.rows.columns(task.groups.columns)
+            rates["parity"] = parity(rows, [task.groups.of(columns[row.row]) for row in rows])
         return rates
 
     def _value(self, found: Mapping[str, Any]) -> str:

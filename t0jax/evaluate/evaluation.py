@@ -6,9 +6,10 @@ from typing import Any, ClassVar
 
 import jax
 
+from t0jax import __version__
 from t0jax import config as config_lib
 from t0jax.data import views
-from t0jax.evaluate.exchange import first_says
+from t0jax.evaluate.exchange import agree, first_says
 from t0jax.evaluate.progress import Progress
 from t0jax.evaluate.tasks import drawn_rows, identity
 from t0jax.models import Params
@@ -23,8 +24,10 @@ class Evaluation:
     """An evaluation of one mixture, prepared once, called with parameters as often as one likes.
 
     Attributes:
-        tasks: what is scored, each with name, rows, view and dataset.
+        tasks: what is scored, each with name, rows, view, dataset and measures.
         unscored: by name of other tasks, why they are not.
+        vocabulary: digest of the SentencePiece file.
+        dtype: of activations.
     """
 
     METHOD: ClassVar[str]
@@ -34,6 +37,8 @@ class Evaluation:
 
     tasks: Sequence[Any]
     unscored: dict[str, str]
+    vocabulary: str
+    dtype: str
 
     def __init__(
         self, data: config_lib.Data, settings: config_lib.Evaluate, mixture: str, split: str
@@ -85,17 +90,21 @@ class Evaluation:
         names = ("view", "instruction_split", "truncation")
         seen = {name: getattr(self.data, name) for name in names}
         asked = {"method": self.METHOD, "mixture": self.mixture, "split": self.split}
-        return {**asked, **seen, **chosen}
+        made = {"t0jax": __version__, "vocabulary": self.vocabulary, "dtype": self.dtype}
+        return {**asked, **seen, **chosen, **made}
 
     def _finished(self, folder: ResultsFolder | None) -> dict[str, dict[str, Any]]:
-        """Results by task that the folder holds and that prompts and data of today would give again."""
+        """Results by task that the folder holds and that prompts and data of today would give again.
+
+        Raises:
+            EvaluationError: the processes have not opened the same tasks.
+        """
+        names = {task.name: identity(task) for task in self.tasks}
+        agree(repr((list(names.items()), self.describe())), "the tasks to be scored")
         reads = folder is not None and jax.process_index() == 0
-        there = first_says(folder.finished() if reads else {})
-        return {
-            task.name: there[task.name]
-            for task in self.tasks
-            if task.name in there and there[task.name].get("identity") == identity(task)
-        }
+        there = folder.finished() if reads else {}
+        same = [name for name, own in names.items() if there.get(name, {}).get("identity") == own]
+        return first_says({name: there[name] for name in same})
 
     def _rows(self, task: Any) -> list[int]:
         return drawn_rows(len(task.rows), self.settings.max_examples)

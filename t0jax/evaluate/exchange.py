@@ -1,5 +1,6 @@
 """What the processes of an evaluation tell each other: how far they are, their rows, what is already there."""
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -8,9 +9,27 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from t0jax.results import ScoredRow
+from t0jax.results import EvaluationError, ScoredRow
 
 Row = TypeVar("Row", bound=Any)
+
+
+def agree(content: str, what: str) -> None:
+    """Stops every process when they have not all the same `content`.
+
+    Raises:
+        EvaluationError: they differ in `what`.
+    """
+    if jax.process_count() == 1:
+        return
+    digest = np.frombuffer(hashlib.sha256(content.encode()).digest()[:8], np.int32)
+    everyone = np.asarray(multihost_utils.process_allgather(digest)).reshape(-1, 2)
+    others = np.flatnonzero((everyone != everyone[0]).any(axis=1))
+    if len(others):
+        raise EvaluationError(
+            f"{what} are not the same on all processes: process {others[0]} differs from process 0; give all of "
+            "them the same data, prompts and settings"
+        )
 
 
 def least(value: int) -> int:

@@ -32,6 +32,7 @@ class Progress:
         now = time.monotonic()
         if now - self._told < REPORT_SECONDS or not scored:
             return
+        scored = min(scored, self._rows)  # processes may be unequally far
         self._told, rate = now, scored / (now - self._began)
         left = clock(max(0, self._rows - scored) / rate)
         self._tell(

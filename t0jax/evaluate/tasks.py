@@ -1,7 +1,10 @@
 """The tasks of a mixture, opened for scoring, and what all scoring shares: splits, rows, the vocabulary."""
 
+import difflib
+import functools
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -12,8 +15,9 @@ import numpy as np
 from t0jax import config as config_lib
 from t0jax.data import views
 from t0jax.data.encoding import PairEncoder
+from t0jax.data.groups import Groups
 from t0jax.data.registry import import_tasks
-from t0jax.data.rows import DataUnavailable, PromptedRows
+from t0jax.data.rows import DataUnavailable, PromptedRows, SplitUnavailable
 from t0jax.data.templates import Rendered
 from t0jax.data.vocabulary import Pieces, vocabulary_path
 from t0jax.models import Network
@@ -33,8 +37,13 @@ class RankTask:
     view: str = "direct"
     split: str = ""
     """The split asked for first; the rows' own may be another (ANLI's rounds, a split to fall back on)."""
-    groups: Callable[[Mapping[str, Any]], tuple[str, str]] | None = None
-    """(pair, group) of a row, where the data set compares groups of people; see `results.parity`."""
+    groups: Groups | None = None
+    """Where the data set compares groups of people; see `results.parity`."""
+
+    @property
+    def measures(self) -> tuple[Any, ...]:
+        """What is measured besides accuracy."""
+        return (self.groups.of,) if self.groups else ()
 
     @property
     def has_targets(self) -> bool:
@@ -55,11 +64,27 @@ def dataset_name(rows: PromptedRows, split: str) -> str:
 
 
 def identity(task: Any) -> str:
-    """A digest of what a task's results depend on besides the settings: its prompt, its view and its data."""
-    template = task.rows.template
-    prompt = (template.jinja, template.answer_choices, *task.rows.label_words)
-    data = (task.rows.spec.name, task.rows.split, *task.rows.data_sizes())
-    return hashlib.sha256(repr((task.view, prompt, data)).encode()).hexdigest()[:16]
+    """A digest of what a task's results depend on besides the settings: its prompt, view, measures and data."""
+    rows, template = task.rows, task.rows.template
+    prompt = (template.jinja, template.answer_choices, *rows.label_words, rows.seed)
+    measures = [
+        getattr(measure, "__qualname__", type(measure).__name__) for measure in task.measures
+    ]
+    spec = (rows.spec.name, rows.spec.renames, rows.spec.recodes, rows.spec.labels)
+    data = (*spec, rows.split, *map(content_digest, rows.data_files()))
+    return hashlib.sha256(repr((task.view, prompt, measures, data)).encode()).hexdigest()[:16]
+
+
+def content_digest(file: str) -> str:
+    """SHA-256 of a file; one that was read before and has not been written since is not read again."""
+    stat = os.stat(file)
+    return _content_digest(file, stat.st_size, stat.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=4096)
+def _content_digest(file: str, *_written: int) -> str:
+    with open(file, "rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -95,7 +120,10 @@ def find_tasks(
             rows.require_choices()
         except ValueError as error:
             raise EvaluationError(f"task {name!r}: {error}") from None
-        tasks.append(RankTask(name, rows, view, split.partition(",")[0], source.groups))
+        if source.groups:
+            rows.columns(source.groups.columns)  # a missing one is known now
+        asked = split.partition(",")[0].strip()
+        tasks.append(RankTask(name, rows, view, asked, source.groups))
     return tasks, missing
 
 
@@ -111,7 +139,10 @@ def find_sources(mixture: str, data: config_lib.Data) -> Iterator[tuple[str, Any
     try:
         names = {name for part in mixture.split(",") for name in sources.members(part.strip())}
     except ValueError as error:
-        raise EvaluationError(f"{error}: {', '.join(data.modules)}") from error
+        known = [*sources.seqio.MixtureRegistry.names(), *sources.seqio.TaskRegistry.names()]
+        near = difflib.get_close_matches(mixture, known, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise EvaluationError(f"{error}: {', '.join(data.modules)}{hint}") from error
     for name in sorted(names):
         source = sources.seqio.TaskRegistry.get(name).source
         if not isinstance(source, sources.PromptSource):
@@ -128,13 +159,15 @@ def open_rows(
     split: str,
     label_words: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[PromptedRows, str]:
-    """The rows of the first split that is there, and the view they are seen through.
+    """The rows of the first split that the data set has, and the view they are seen through.
+
+    A split that it has and that cannot be read now is not made up for by another.
 
     Raises:
-        DataUnavailable: none of the splits is there; the reason is the first one's that the data set could have.
+        DataUnavailable: the split cannot be read, or the data set has none of them.
     """
-    view, reasons = data.view or source.view, []
-    for name in split.split(","):
+    view, names = data.view or source.view, split.split(",")
+    for name in names:
         try:
             rows = source.rows(
                 name.strip(),
@@ -144,9 +177,10 @@ def open_rows(
             )
             len(rows)  # opens the data: what is missing is known before anything is scored
             return rows, view
-        except DataUnavailable as error:
-            reasons.append(error)
-    raise next((e for e in reasons if not e.reason.startswith("no split")), reasons[0])
+        except SplitUnavailable:
+            if name == names[-1]:
+                raise
+    raise AssertionError("a text has at least one part")
 
 
 def check_missing(

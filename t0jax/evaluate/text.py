@@ -24,6 +24,7 @@ from t0jax.evaluate.exchange import everyone_says, gather_rows
 from t0jax.evaluate.progress import Progress
 from t0jax.evaluate.tasks import (
     check_missing,
+    content_digest,
     dataset_name,
     find_sources,
     open_pieces,
@@ -59,6 +60,11 @@ class TextTask:
     split: str
     postprocess: Callable[..., Any]
     metrics: tuple[Metric, ...]
+
+    @property
+    def measures(self) -> tuple[Any, ...]:
+        """What is measured."""
+        return (self.postprocess, *self.metrics)
 
     @property
     def dataset(self) -> str:
@@ -187,6 +193,8 @@ class TextEvaluator(Evaluation):
         self.tasks, self.unscored = find_text_tasks(mixture, data, self.split, settings.label_words)
         check_missing(mixture, data, self.unscored, len(self.tasks))
         self.pieces = open_pieces(vocabulary, data, network)
+        path = str(self.pieces.path)
+        self.vocabulary, self.dtype = content_digest(path)[:16], network.config.dtype
         longest = settings.max_input_length, settings.max_target_length
         self.encoder = PairEncoder(self.pieces, *longest, settings.input_eos, data.truncation)
         how = Settings(
@@ -206,7 +214,10 @@ class TextEvaluator(Evaluation):
             def progress(written: int, before: int = before) -> None:
                 told.rows(before + written * slices)
 
-            yield number, gather_rows(self._written(params, task, progress), exchange_texts)
+            rows = gather_rows(self._written(params, task, progress), exchange_texts)
+            if not rows:
+                self._refuse_hidden(task)
+            yield number, rows
             done += len(self._rows(task))
 
     def _written(
@@ -229,6 +240,14 @@ class TextEvaluator(Evaluation):
             text = self.pieces.decode_spelled(one.tokens)
             rows.append(TextRow(row, pair.inputs, pair.targets, text, one.score, cut))
         return rows
+
+    def _refuse_hidden(self, task: TextTask) -> None:
+        """Tells a prompt that applies to no row, which is no fault, from one whose answers are all hidden."""
+        if any(task.rows[row] is not None for row in self._rows(task)):
+            raise EvaluationError(
+                f"task {task.name!r}: no row of {task.rows.spec.name} {task.rows.split} has a known answer, labels "
+                "are hidden or empty; score a split with labels, or leave the prompt out"
+            )
 
     def _lesson(self, task: TextTask, row: int) -> views.Lesson | None:
         """What training would learn from a row; None where the prompt does not apply or there is no known answer."""

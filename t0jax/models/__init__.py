@@ -70,7 +70,10 @@ def fingerprint(params: Params) -> str:
 
 @jax.jit
 def _bit_sums(leaves: list[jax.Array]) -> list[jax.Array]:
-    """Of each array the sum of its elements' bits times odd numbers that grow with their place, modulo 2 ** 32."""
+    """Of each array the sum, modulo 2 ** 32, of its elements' bits well mixed with their places.
+
+    The mixing is MurmurHash3's finaliser (A. Appleby): a plain weighted sum of bits would not see factors of 2.
+    """
 
     def bit_sum(x: jax.Array) -> jax.Array:
         unsigned = {2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
@@ -78,7 +81,10 @@ def _bit_sums(leaves: list[jax.Array]) -> list[jax.Array]:
         place = jnp.zeros(x.shape, jnp.uint32)
         for axis, size in enumerate(x.shape):
             place = place * size + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
-        return jnp.sum(bits * (2 * place + 1), dtype=jnp.uint32)
+        mixed = bits ^ (place * jnp.uint32(0x9E3779B9))
+        for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+            mixed = (mixed ^ (mixed >> shift)) * jnp.uint32(factor)
+        return jnp.sum(mixed ^ (mixed >> 16), dtype=jnp.uint32)
 
     return [bit_sum(x) for x in leaves]
 

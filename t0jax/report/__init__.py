@@ -18,9 +18,8 @@ from markupsafe import Markup
 from t0jax.report.comparing import open_folders, text_table
 from t0jax.report.page import context
 from t0jax.report.reading import ReportError, read_curves
-from t0jax.report.statistics import hardest
 
-__all__ = ["ReportError", "compare_table", "hardest", "write_report"]
+__all__ = ["ReportError", "compare_table", "write_report"]
 
 _HERE = Path(__file__).parent
 

@@ -10,7 +10,7 @@ from markupsafe import Markup
 from t0jax.report import plots, statistics
 from t0jax.report.comparing import compare, overall
 from t0jax.report.reading import DataSet, Folder, Prompt
-from t0jax.results import missing_lines
+from t0jax.results import hardest, missing_lines
 
 HARD_ROWS = 10
 SHOWN_CHOICES = 12
@@ -316,7 +316,7 @@ def _confusion(labels: tuple[str, ...], group: Sequence[Prompt]) -> Confusion:
 
 
 def _hard_rows(dataset: DataSet, texts: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    worst = statistics.hardest({p.task: p.right for p in dataset.prompts if p.lines}, HARD_ROWS)
+    worst = hardest({p.task: p.right for p in dataset.prompts if p.lines}, HARD_ROWS)
     return [
         {
             "row": row,

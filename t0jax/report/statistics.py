@@ -1,12 +1,11 @@
-"""What a report computes from scored rows: bootstrap intervals, confusion tables, the hardest rows.
+"""What a report computes from scored rows: bootstrap intervals and confusion tables.
 
 Everything here is numpy on arrays of grades. A grade is what a row's prediction is worth: 1 or 0, or between them where
 the data set grades its choices. A mean grade is an accuracy.
 """
 
 import zlib
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -74,24 +73,3 @@ def confusion(gold: Sequence[int], predicted: Sequence[int], choices: int) -> np
     """Rows by right choice (first axis) and likeliest choice (second), [choices, choices] int."""
     flat = np.asarray(gold, int) * choices + np.asarray(predicted, int)
     return np.bincount(flat, minlength=choices**2).reshape(choices, choices)
-
-
-def hardest(
-    rows_by_task: Mapping[str, Sequence[tuple[int, bool]]], limit: int = 10
-) -> list[tuple[int, int, int]]:
-    """The rows of a data set that most prompts get wrong, worst first, ties by row number.
-
-    Args:
-        rows_by_task: for each prompt's task (row number, whether it is right), of the rows it applies to.
-        limit: rows to name.
-
-    Returns:
-        (row, prompts that get it wrong, prompts that apply to it); rows that all prompts get right are left out.
-    """
-    seen: Counter[int] = Counter()
-    wrong: Counter[int] = Counter()
-    for rows in rows_by_task.values():
-        seen.update(row for row, _ in rows)
-        wrong.update(row for row, right in rows if not right)
-    worst = sorted(wrong, key=lambda row: (-wrong[row], row))[:limit]
-    return [(row, wrong[row], seen[row]) for row in worst]
