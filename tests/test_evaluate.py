@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -280,7 +281,6 @@ from pathlib import Path
 from t0jax import config as cfg, evaluate, models, results, sharding
 from t0jax.data import sources
 from t0jax.data.rows import DatasetSpec
-from t0jax.evaluate import exchange
 names = [sources.add_rank_task(f"pets_{p}", DatasetSpec("pets"), p).name for p in ("fixed", "partly", "ragged")]
 sources.add_mixture("mix", dict.fromkeys(names, 1.0))
 mesh = sharding.make_mesh(cfg.Mesh(**{axis: -1, **({} if axis == "data" else {"data": 1})}))
@@ -294,13 +294,13 @@ print("accuracy", found.mean_accuracy, [t["n"] for t in found.tasks.values()])
 """
 
 
-def run_workers(pets, out, count, devices, axis="data"):
+def communicate(pets, out, count, devices, axis="data", last=None):
+    """[(exit code, output, errors)] of `count` processes; the last one reads the data of `last` where given."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])
     environment = {
         **{k: v for k, v in os.environ.items() if k != "JAX_NUM_CPU_DEVICES"},
-        "T0JAX_DATA_DIR": str(pets / "data"),
         "T0JAX_PROMPTS_DIR": str(pets / "prompts"),
         "T0JAX_CACHE_DIR": str(pets / "cache"),
     }
@@ -308,7 +308,8 @@ def run_workers(pets, out, count, devices, axis="data"):
     workers = [
         subprocess.Popen(
             [sys.executable, "-c", WORKER, str(index), *arguments],
-            env=environment,
+            env=environment
+            | {"T0JAX_DATA_DIR": str((last if last and index == count - 1 else pets) / "data")},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -320,9 +321,14 @@ def run_workers(pets, out, count, devices, axis="data"):
     finally:
         for worker in workers:
             worker.kill()
-    for worker, (_, errors) in zip(workers, outputs, strict=True):
-        assert worker.returncode == 0, errors[-3000:]
-    assert len({next(x for x in o.splitlines() if "accuracy" in x) for o, _ in outputs}) == 1
+    return [(w.returncode, *texts) for w, texts in zip(workers, outputs, strict=True)]
+
+
+def run_workers(*arguments):
+    out, outputs = arguments[1], communicate(*arguments)
+    for code, _, errors in outputs:
+        assert code == 0, errors[-3000:]
+    assert len({next(x for x in o.splitlines() if "accuracy" in x) for _, o, _ in outputs}) == 1
     return {
         path.name: [json.loads(line) for line in path.read_text().splitlines()]
         for path in (out / "scores").iterdir()
@@ -341,3 +347,23 @@ def test_two_processes_score_every_row_once(pets, tmp_path, axis):
         assert [row["gold"] for row in actual[name]] == [row["gold"] for row in rows]
         for a, b in zip(actual[name], rows, strict=True):
             np.testing.assert_allclose(a["scores"], b["scores"], rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_with_different_data_stop_and_say_so(pets, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(pets / "data", other / "data")
+    path = other / "data" / "pets" / "default" / "validation.jsonl"
+    path.write_text(path.read_text() + "\n")
+    for code, _, errors in communicate(pets, tmp_path / "out", 2, 1, "data", other):
+        assert code != 0
+        assert "not the same on all processes: process 1 differs from process 0" in errors
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_where_they_were_stopped(pets, tmp_path):
+    expected = run_workers(pets, tmp_path / "two", 2, 1)
+    content = json.loads((tmp_path / "two" / "results.json").read_text())
+    del content["tasks"]["pets_ragged_score_eval"]
+    (tmp_path / "two" / "results.json").write_text(json.dumps(content))
+    assert run_workers(pets, tmp_path / "two", 2, 1) == expected

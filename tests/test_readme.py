@@ -12,9 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scripts import prompts
+from scripts import evaluate, generate, prompts
 from t0jax import config
 from t0jax.data.loader import make_loader, mixture_texts
+from t0jax.data.registry import import_tasks
+from t0jax.data.sources import members
 from t0jax.data.vocabulary import train_sentencepiece
 
 REPOSITORY = Path(__file__).parents[1]
@@ -136,3 +138,46 @@ def test_from_a_csv_to_torch(project, walk, tmp_path):
     assert done.stdout.splitlines()[-1] == "good"
     results = json.loads((tmp_path / "runs" / "mine" / "scores" / "results.json").read_text())
     assert min(task["accuracy"] for task in results["tasks"].values()) > 0.9
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Every other command: its flags and names exist
+
+
+def calls(name):
+    """The arguments of every call of a script in the whole README, but for those with names left to the reader."""
+    found = of_script(README.read_text(encoding="utf-8"), name)
+    return [words for words in found if not any("my_" in word or "$" in word for word in words)]
+
+
+def assert_registered(modules, names):
+    import_tasks(modules)
+    of_local_files = {"bigbench_movie_recommendation_score_eval"}
+    for name in {*names.split(",")} - {"", *of_local_files}:
+        assert members(name), name
+
+
+@pytest.mark.parametrize("words", calls("train"), ids=" ".join)
+def test_training_commands(words, monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    if "--help" in words:
+        return
+    settings, _ = config.parse(words, "")
+    assert_registered(
+        settings.data.modules, f"{settings.data.mixture},{settings.data.eval_mixture}"
+    )
+
+
+@pytest.mark.parametrize("words", calls("evaluate"), ids=" ".join)
+def test_evaluation_commands(words):
+    if "--compare" in words:
+        return
+    _, rest = config.take_model(words)
+    settings = evaluate.merge(*config.parse(rest, "", **evaluate.OPTIONS))
+    assert_registered((*settings.data.modules, "tasks.flipped"), settings.data.eval_mixture)
+
+
+@pytest.mark.parametrize("words", calls("generate"), ids=" ".join)
+def test_generation_commands(words):
+    _, rest = config.take_model(words)
+    config.parse(rest, "", **generate.OPTIONS)
