@@ -142,8 +142,9 @@ def lint_lines(root: Path, options: argparse.Namespace, levels: Counter[str]) ->
     """What is found in prompts, one finding a line, and with `--data` a table a data set; adds to `levels`.
 
     Raises:
-      UserError: there is no such data set.
+      UserError: there is no such data set, or a number of rows or tokens that cannot be.
     """
+    _check_numbers(options)
     began, prompts, files = time.monotonic(), 0, _named(root, options.datasets)
     if options.local and len(files) != 1:
         raise UserError(f"--local is the folder of one data set, not of {len(files)}; name that")
@@ -165,6 +166,17 @@ def lint_lines(root: Path, options: argparse.Namespace, levels: Counter[str]) ->
     counts = ", ".join(_count(levels[level], level) for level in ("error", "warning", "note"))
     seconds = time.monotonic() - began
     yield f"{_count(len(files), 'file')}, {_count(prompts, 'prompt')}: {counts}; {seconds:.1f} s"
+
+
+def _check_numbers(options: argparse.Namespace) -> None:
+    if options.rows < 0:
+        raise UserError(f"--rows {options.rows} is negative; 0 looks at all rows")
+    for name in ("max_input_length", "max_target_length"):
+        if getattr(options, name) < 1:
+            flag = f"--{name.replace('_', '-')}"
+            raise UserError(
+                f"{flag} {getattr(options, name)} must be positive: the tokens of a model"
+            )
 
 
 def _count(number: int, thing: str) -> str:

@@ -32,6 +32,7 @@ for name, prompt in (("order", "order"), ("guest", "guest")):
     add_prompt_task(f"{prefix}_{{name}}", SPEC, prompt, **OPTIONS)
 add_prompt_task("{prefix}_flipped", SPEC, "order", view="flipped", **OPTIONS)
 add_mixture("{prefix}_all", {{"{prefix}_order": 1.0, "{prefix}_guest": 2.0}})
+add_mixture("{prefix}_both", {{"{prefix}_flipped": 1.0, "{prefix}_order": 1.0}})
 """
 PROMPTS = """\
 dataset: cafe
@@ -86,27 +87,25 @@ def cafe(tmp_path_factory):
         yield declare
 
 
-def write_cache(folder, prefix, change=lambda ids: ids):
-    """What seqio_cache_tasks leaves behind, written without Beam."""
+def write_cache(
+    folder, prefix, change=lambda ids: ids, changed=("order", "guest"), examples_of=list
+):
+    """What seqio_cache_tasks leaves behind, written without Beam; the ids of some tasks' inputs are changed."""
     import seqio
     import tensorflow as tf
 
     for name in TASKS:
         task = seqio.TaskRegistry.get(f"{prefix}_{name}")
         own = folder / seqio.get_task_dir_from_name(task.name)
-        own.mkdir(parents=True)
+        own.mkdir(parents=True, exist_ok=True)
         dataset = task.source.get_dataset("train", shuffle=False)
         dataset = task.preprocess_precache(dataset)
-        examples = list(dataset.as_numpy_iterator())
+        examples = examples_of(dataset.as_numpy_iterator())
         path = seqio.get_cached_tfrecord_prefix(str(own), "train") + "-00000-of-00001"
         with tf.io.TFRecordWriter(path) as writer:
             for example in examples:
-                changed = (
-                    example
-                    if name == "flipped"
-                    else example | {"inputs": change(example["inputs"])}
-                )
-                writer.write(seqio.dict_to_tfexample(changed).SerializeToString())
+                ids = {"inputs": change(example["inputs"])} if name in changed else {}
+                writer.write(seqio.dict_to_tfexample(example | ids).SerializeToString())
         features = {
             key: {"shape": [None] * value.ndim, "dtype": value.dtype.name}
             if hasattr(value, "ndim")
@@ -181,14 +180,35 @@ def test_a_position_of_the_rows_is_none_of_the_cache(cafe, tmp_path):
         by_index.restore(cached.state())
 
 
-def test_a_cache_of_another_vocabulary_is_refused(cafe, tmp_path):
-    data = cafe("cafe_other")
+@pytest.mark.parametrize(
+    ("mixture", "changed"), [("all", "guest"), ("all", "order"), ("both", "order")]
+)
+def test_a_cache_of_another_vocabulary_is_refused(cafe, tmp_path, mixture, changed):
+    """Whichever task it wrote: the first or the last by name, and beside one that is cached as text."""
+    prefix = f"cafe_{mixture}_{changed}"
+    data = dataclasses.replace(cafe(prefix), mixture=f"{prefix}_{mixture}")
     make_loader(data)
-    write_cache(tmp_path, "cafe_other", change=lambda ids: ids[::-1])
+    write_cache(tmp_path, prefix, lambda ids: ids[::-1], (changed,))
     with pytest.raises(
-        config.ConfigError, match=r"another vocabulary.*T0JAX_VOCABULARY.*--overwrite"
+        config.ConfigError,
+        match=rf"another vocabulary.*T0JAX_VOCABULARY.*{prefix}_{changed} .*--overwrite",
     ):
-        make_loader(dataclasses.replace(data, cache_dir=str(tmp_path)))
+        open_cache(dataclasses.replace(data, cache_dir=str(tmp_path)))
+
+
+def test_a_position_of_a_cache_is_none_of_another(cafe, tmp_path):
+    """Not of one with the same examples in another order either."""
+    data = cafe("cafe_anew")
+    make_loader(data)
+    write_cache(tmp_path, "cafe_anew")
+    cached = dataclasses.replace(data, cache_dir=str(tmp_path))
+    state = make_loader(cached).state()
+    make_loader(cached).restore(state)
+    write_cache(tmp_path, "cafe_anew", examples_of=lambda rows: [*rows][::-1])
+    with pytest.raises(
+        config.ConfigError, match=r"content of data\.cache_dir was \w+, is \w+\. Go back.*weights"
+    ):
+        make_loader(cached).restore(state)
 
 
 @pytest.mark.slow

@@ -37,6 +37,7 @@ def levels(template):
         "{% for b in c %}{{b.text}}{{loop.cycle('a', 'b')}}{% endfor %} ||| {{ a }}",
         "{{ '{} {}'.format(q, a) }}{{ zip(q, a) }} ||| {{ {0: 'n'}[a] }}",
         "{% if q is defined and q is not none %}{{q}}{% endif %} ||| {{ a }}",
+        "{% set s = '|||' %}{{q}} ||| {{a}}",  # set, and not printed
     ],
 )
 def test_sound_prompts_pass(jinja):
@@ -99,11 +100,29 @@ def test_what_is_most_likely_not_meant(template, level, part):
 def test_separators_are_counted_along_each_path():
     both = "{% if a %}{{q}} ||| {{a}}{% endif %}{% if b %}{{q}} ||| {{b}}{% endif %}"
     assert [text[:30] for _, text in prompt_issues(prompt(both))] == [
-        "||| only inside a condition or",
+        "||| only inside a condition, l",
         "2 separators on some paths: it",
     ]
     assert levels(prompt("{% for b in c %}{{b}} ||| {% endfor %}{{a}}")) == ["note", "note"]
     assert levels(prompt("{{ [q, a] | join('|||') }}")) == ["note"]
+
+
+@pytest.mark.parametrize(
+    "jinja",
+    [
+        "{% set s = '|||' %}{{q}} {{s}} {{a}}",
+        "{% set s %} ||| {% endset %}{{q}} {{s | trim}} {{a}}",
+        "{% set s = ' |||' %}{% set t = s ~ ' ' %}{{q ~ t ~ a}}",
+        "{% set s, t = '', '|||' %}{{q}} {{t}} {{a}}",
+        "{% set n = namespace() %}{% set n.s = '|||' %}{{q}} {{n.s}} {{a}}",
+    ],
+)
+def test_a_separator_may_come_from_a_name(jinja):
+    """As the rendering shows, which such prompts have."""
+    template = prompt(jinja)
+    assert template.apply({"q": "Is it?", "a": "yes"})[0] == ["Is it?", "yes"]
+    ((level, text),) = prompt_issues(template)
+    assert (level, "loop or expression" in text) == ("note", True)
 
 
 def test_hostile_prompts_are_read_and_none_is_run():
@@ -236,6 +255,11 @@ def test_table(found):
     assert cells["good"] == ["good", "100.0", "%", "2", "11", "15", "15", "3", "3", "3"]
     assert cells["twice"][3:4] == ["3"]
     assert cells["conditional"][1] == "54.5"
+
+
+def test_a_negative_number_of_rows_is_refused():
+    with pytest.raises(ValueError, match="limit=-5 is negative"):
+        lint_rows.check_data([], -5, lint_rows.Ruler(None, 8, 8))
 
 
 def test_lengths_are_those_of_numpy_and_the_tokenizer(tmp_path):

@@ -201,6 +201,27 @@ def test_lint_says_what_is_not_there(folder, capsys, monkeypatch):
         prompts.main(["lint", "--data"])
 
 
+@pytest.mark.parametrize(
+    ("flag", "value", "message"),
+    [
+        ("--rows", "-5", "--rows -5 is negative; 0 looks at all rows"),
+        ("--max-input-length", "0", "--max-input-length 0 must be positive"),
+        ("--max-target-length", "-1", "--max-target-length -1 must be positive"),
+    ],
+)
+def test_lint_refuses_numbers_that_cannot_be(folder, flag, value, message):
+    with pytest.raises(UserError, match=message):
+        prompts.main(["lint", "mine", "--data", flag, value])
+
+
+def test_lint_looks_at_the_rows_of_a_prompt_whose_separator_is_set(folder, capsys):
+    path = folder / "mine" / "templates.yaml"
+    path.write_text(path.read_text().replace("|||", '{% set s = "|||" %}{{ s }}', 1))
+    status, lines = lint(capsys, "--data", "mine")
+    assert status == 0
+    assert [line.split()[:3] for line in lines if "66.7" in line] == [["ask", "66.7", "%"]]
+
+
 def test_mixture_has_the_shares_of_t0(capsys):
     """Against the weights that t-zero's own `datasets.csv` gives its data sets."""
     assert prompts.main(["mixture", "t0_train"]) == 0

@@ -212,7 +212,9 @@ def run_folder(tmp_path_factory):
         500, {"step": 500, "eval/accuracy/mean": 0.5, "eval/chance": 0.33, "eval/bleu": 12.0}
     )
     lines = [json.dumps(row) for row in rows]
-    (run / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 1000, "lo']))
+    (run / "metrics.jsonl").write_text(
+        "\n".join([*lines, "[1]", '{"step": "1", "loss": 1}', '{"step": 1000, "lo'])
+    )
     (run / "checkpoints" / "999").mkdir(parents=True)
     return run / "checkpoints" / "999"
 
@@ -356,6 +358,89 @@ def test_what_cannot_be_read_is_named(tmp_path, folder):
     (tmp_path / "results.json").write_text("{}")
     with pytest.raises(report.ReportError, match="not of a form"):
         report.compare_table([tmp_path])
+
+
+SCORED = {
+    "accuracy": 0.5,
+    "macro_f1": 0.5,
+    "chance": 0.5,
+    "n": 1,
+    "dataset": "d",
+    "prompt": "p",
+}
+LINE = {"row": 0, "scores": [0.0, -1.0], "gold": [0], "prediction": 0}
+
+
+def write_plain(folder, tasks=None, line=LINE, rows=None, **more):
+    content = {"tasks": {"t": SCORED} if tasks is None else tasks, **more}
+    (folder / "scores").mkdir(exist_ok=True)
+    (folder / "results.json").write_text(json.dumps(content))
+    (folder / "scores" / "t.jsonl").write_text(json.dumps(line))
+    (folder / "rows.json").write_text(json.dumps(rows or {}))
+    return report.write_report([folder], folder / "r.html").read_text()
+
+
+@pytest.mark.parametrize(
+    "name", ["../../secret", "..", ".", "", "a/b", "a\\b", "/etc/secret", "a\0", "a" * 300]
+)
+def test_a_task_is_no_path_out_of_its_folder(tmp_path, name):
+    (tmp_path / "secret.jsonl").write_text('{"row": 1, "target": "SECRET", "prediction": ""}')
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    assert "SECRET" not in write_plain(folder)
+    with pytest.raises(report.ReportError, match=r"results\.json: a task's name.*not of a form"):
+        write_plain(folder, {name: {"metrics": {"bleu": 1.0}}})
+
+
+@pytest.mark.parametrize(
+    ("named", "content"),
+    [
+        ("tasks", {"tasks": [1]}),
+        ("tasks", {"tasks": {"t": 1}}),
+        ("settings", {"settings": ["model"]}),
+        ("missing", {"missing": {"a": 5}}),
+        ("missing", {"missing": ["a"]}),
+        ("metrics of the task t", {"tasks": {"t": {"metrics": {"bleu": "high"}}}}),
+        ("metrics of the task t", {"tasks": {"t": {"metrics": [1.0]}}}),
+        ("n of the task t", {"tasks": {"t": SCORED | {"n": "1"}}}),
+        ("accuracy of the task t", {"tasks": {"t": SCORED | {"accuracy": "0.5"}}}),
+        ("accuracy of the task t", {"tasks": {"t": SCORED | {"accuracy": float("nan")}}}),
+        ("accuracy of the task t", {"tasks": {"t": SCORED | {"accuracy": 1.02}}}),
+        ("chance of the task t", {"tasks": {"t": SCORED | {"chance": 10**400}}}),
+        ("macro_f1 of the task t", {"tasks": {"t": {**SCORED, "macro_f1": None}}}),
+        ("dataset of the task t", {"tasks": {"t": SCORED | {"dataset": ["d"]}}}),
+        (
+            "prompt of the task t",
+            {"tasks": {"t": {k: v for k, v in SCORED.items() if k != "prompt"}}},
+        ),
+        ("coverage of the task t", {"tasks": {"t": SCORED | {"coverage": "all"}}}),
+        ("answer_choices of the task t", {"tasks": {"t": SCORED | {"answer_choices": [1]}}}),
+        ("parity of the task t", {"tasks": {"t": SCORED | {"parity": {"accuracy": {"a": 1}}}}}),
+        ("t.jsonl: a line", {"line": [0]}),
+        ("t.jsonl: a line", {"line": LINE | {"prediction": 2}}),
+        ("t.jsonl: a line", {"line": LINE | {"gold": []}}),
+        ("t.jsonl: a line", {"line": LINE | {"gold": [-1]}}),
+        ("t.jsonl: a line", {"line": LINE | {"scores": ["a", "b"]}}),
+        ("t.jsonl: a line", {"line": LINE | {"row": [0]}}),
+        ("t.jsonl: a line", {"line": LINE | {"grades": [1]}}),
+        ("rows.json: the rows of 'd'", {"rows": {"d": {"0": "text"}}}),
+        ("rows.json: the rows of 'd'", {"rows": {"d": {"0": {"choices": [1]}}}}),
+    ],
+)
+def test_what_is_of_another_form_is_named(tmp_path, named, content):
+    """Anyone's folder may be compared."""
+    assert not any(word in write_plain(tmp_path) for word in ("nan", "None"))
+    with pytest.raises(report.ReportError, match=f"{re.escape(named)} is not of a form"):
+        write_plain(tmp_path, **content)
+
+
+def test_bytes_and_depths_that_are_no_text_are_no_json(tmp_path):
+    write_plain(tmp_path)
+    for file, how in (("scores/t.jsonl", "no JSON lines"), ("results.json", "no JSON")):
+        for content in (b"\xff\xfe", b"[" * 100_000):
+            (tmp_path / file).write_bytes(content)
+            with pytest.raises(report.ReportError, match=how):
+                report.compare_table([tmp_path])
 
 
 # The files

@@ -48,6 +48,8 @@ _OTHER_WAY = (
     "data.cache_dir of before, or start with train.init_from: weights"
 )
 
+_GO_BACK = "Go back to those settings, or start with train.init_from: weights"
+
 SNAPSHOT_EVERY = 100
 """Batches between two copies of tf.data's iterator state."""
 
@@ -145,8 +147,7 @@ class IndexLoader(Loader):
             differences.append(f"it has no place for the shards {', '.join(missing)}")
         if differences:
             raise config.ConfigError(
-                f"the saved data position is of another stream: {'; '.join(differences)}. Go back to "
-                "those settings, or start with train.init_from: weights"
+                f"the saved data position is of another stream: {'; '.join(differences)}. {_GO_BACK}"
             )
         self.close()
         self._places = {shard: _place(state["shards"][str(shard)]) for shard in self._places}
@@ -263,8 +264,6 @@ class SeqioLoader(Loader):
                 f"data.batch_size={data.batch_size} must be a multiple of the {process_count} processes"
             )
         vocabulary = _check_seqio(data)
-        if data.cache_dir:
-            open_cache(data)
         self._data, self._shard = data, (process_index, process_count)
         self._key = f"process {process_index} of {process_count}"
         names = ("mixture", "split", "seed", "batch_size", "pack", "input_length", "target_length")
@@ -273,6 +272,8 @@ class SeqioLoader(Loader):
             "vocabulary": _digest(vocabulary.read_bytes()),
             "read from a cache": bool(data.cache_dir),
         }
+        if data.cache_dir:
+            self._fingerprint["content of data.cache_dir"] = open_cache(data)
         self._iterator, self._snapshot, self._since = None, None, 0
         self._can_save = True
 
@@ -306,7 +307,7 @@ class SeqioLoader(Loader):
         differences = _differences(saved, self._fingerprint)
         if differences:
             raise config.ConfigError(
-                f"the saved data position is of another stream: {'; '.join(differences)}"
+                f"the saved data position is of another stream: {'; '.join(differences)}. {_GO_BACK}"
             )
         self._iterator = self._start()
         self._snapshot, self._since = place["snapshot"], place["batches_since"]

@@ -7,7 +7,7 @@ what its author meant; a note is what a user should know. What prompts do to rea
 import difflib
 import functools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -143,7 +143,7 @@ def _separator_issues(prompt: "Syntax") -> Iterator[Issue]:
     elif least == 0:
         yield (
             "note",
-            f"{SEPARATOR} only inside a condition or loop: it does not apply to rows that have none",
+            f"{SEPARATOR} only inside a condition, loop or expression: it does not apply to rows that have none",
         )
     if least <= 1 < most:
         yield (
@@ -219,7 +219,7 @@ def _syntax(source: str) -> Syntax:
 def _read(tree: nodes.Template, found: list[nodes.Node]) -> Syntax:
     filters = {node.name for node in found if isinstance(node, nodes.Filter)}
     drawn = any(isinstance(node, nodes.Const) and node.value in DRAWING for node in found)
-    separators = _separators(tree)
+    separators = _separators(tree, _assigned(tree))
     before, after = _halves(tree) if separators == (1, 1) else ([], [])
     is_random = bool(filters & DRAWING) or ("map" in filters and drawn)
     return Syntax(
@@ -237,20 +237,34 @@ def _reads(parts: list[nodes.Node]) -> bool:
     return any(isinstance(part, nodes.Name) or part.find(nodes.Name) for part in parts)
 
 
-def _separators(node: nodes.Node) -> tuple[int, int]:
-    """The least and the most separators that a part of a template renders."""
+def _assigned(tree: nodes.Template) -> dict[str, int]:
+    """By name that the template sets, the most separators of any text that it is set to."""
+    held: dict[str, int] = {}
+    for node in tree.find_all((nodes.Assign, nodes.AssignBlock)):
+        texts = node.body if isinstance(node, nodes.AssignBlock) else [node.node]
+        most = _sum(_separators(text, held) for text in texts)[1]
+        for target in (node.target, *node.target.find_all(nodes.Name)):
+            if isinstance(target, nodes.Name | nodes.NSRef):
+                held[target.name] = max(most, held.get(target.name, 0))
+    return held
+
+
+def _separators(node: nodes.Node, held: Mapping[str, int]) -> tuple[int, int]:
+    """The least and the most separators that a part of a template renders; names have at most those of `held`."""
     if isinstance(node, nodes.TemplateData):
         count = node.data.count(SEPARATOR)
         return count, count
     if isinstance(node, nodes.Const):  # one that an expression prints, or does not
-        return 0, isinstance(node.value, str) and node.value.count(SEPARATOR)
+        return 0, node.value.count(SEPARATOR) if isinstance(node.value, str) else 0
+    if isinstance(node, nodes.Name):
+        return 0, held.get(node.name, 0) if node.ctx == "load" else 0
     if isinstance(node, nodes.AssignBlock | nodes.Assign):
         return 0, 0
     if isinstance(node, nodes.If):
         ways = [node.body, *(other.body for other in node.elif_), node.else_]
-        counts = [_sum(_separators(part) for part in way) for way in ways]
+        counts = [_sum(_separators(part, held) for part in way) for way in ways]
         return min(least for least, _ in counts), max(most for _, most in counts)
-    counts = _sum(_separators(part) for part in node.iter_child_nodes())
+    counts = _sum(_separators(part, held) for part in node.iter_child_nodes())
     return (0, 2 * counts[1]) if isinstance(node, nodes.For) else counts
 
 

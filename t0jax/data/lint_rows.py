@@ -133,7 +133,10 @@ def check_data(
 
     Raises:
       DataUnavailable, DataError: the data cannot be had, or cannot be read.
+      ValueError: a negative limit.
     """
+    if limit < 0:
+        raise ValueError(f"limit={limit} is negative; 0 takes all rows")
     if not prompts:
         return [], []
     total = len(open_rows(prompts[0].spec, prompts[0].split, prompts[0].local_dir))

@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import hashlib
 import importlib
 import json
 import os
@@ -117,8 +118,11 @@ def find_vocabulary(data: Data) -> Path:
     return path
 
 
-def open_cache(data: Data) -> None:
+def open_cache(data: Data) -> str:
     """Has seqio read the tasks of `data.mixture` from `data.cache_dir` when it is asked for cached ones.
+
+    Returns:
+      A digest of what the cache holds of them: what seqio's script wrote about each split, and its first example.
 
     Raises:
       ConfigError: a task or its split is not there, or was tokenised with another vocabulary than the task's.
@@ -137,7 +141,22 @@ def open_cache(data: Data) -> None:
             f"data.cache_dir {data.cache_dir} has no split {data.split!r} of {len(missing)} of the {len(tasks)} tasks "
             f"of {data.mixture!r}: {shown}; write them with seqio_cache_tasks, or leave data.cache_dir out"
         )
-    _check_ids(tasks[0], data)
+    held = hashlib.blake2b(digest_size=8)
+    for task in tasks:
+        about, record = _read_cached(task, data.split)
+        _check_ids(task, record, data)
+        held.update(b"".join([task.name.encode(), *about, record]))
+    return held.hexdigest()
+
+
+def _cached_paths(task: Any, split: str) -> list[str]:
+    """What seqio's script writes about a task's split: its features, and its numbers of examples and tokens."""
+    import seqio
+
+    return [
+        find(task.cache_dir, split)
+        for find in (seqio.get_cached_info_path, seqio.get_cached_stats_path)
+    ]
 
 
 def _is_cached(task: Any, folder: str, split: str) -> bool:
@@ -146,29 +165,45 @@ def _is_cached(task: Any, folder: str, split: str) -> bool:
     import tensorflow as tf
 
     own = os.path.join(folder, seqio.get_task_dir_from_name(task.name))
-    found = task.cache_dir == own
-    return found and tf.io.gfile.exists(seqio.get_cached_info_path(own, split))
+    return task.cache_dir == own and all(map(tf.io.gfile.exists, _cached_paths(task, split)))
 
 
-def _check_ids(task: Any, data: Data) -> None:
-    """Raises ConfigError where the first cached input is not what the task's vocabulary makes of its text."""
+def _read_cached(task: Any, split: str) -> tuple[list[bytes], bytes]:
+    """What the cache says about a task's split, and the split's first record; b"" where there is none."""
     import seqio
     import tensorflow as tf
 
-    with tf.io.gfile.GFile(seqio.get_cached_info_path(task.cache_dir, data.split)) as file:
-        if json.load(file)["features"]["inputs"]["dtype"] == "string":  # tokenised when it is read
-            return
-    cached = task.get_dataset(
-        None, data.split, use_cached=True, shuffle=False, try_in_mem_cache=False
-    )
-    example = next(iter(cached.take(1)))
-    feature = task.output_features["inputs"]
-    ids = feature.vocabulary.encode(example["inputs_pretokenized"].numpy().decode())
-    if example["inputs"].numpy().tolist() != ids + [feature.vocabulary.eos_id] * feature.add_eos:
-        raise ConfigError(
-            f"data.cache_dir {data.cache_dir} was written with another vocabulary than the tasks of {data.mixture!r} "
-            "have now (T0JAX_VOCABULARY); write it anew with seqio_cache_tasks --overwrite, or go back to that file"
-        )
+    about = []
+    for path in _cached_paths(task, split):
+        with tf.io.gfile.GFile(path, "rb") as file:
+            about.append(file.read())
+    prefix = seqio.get_cached_tfrecord_prefix(task.cache_dir, split)
+    shards = tf.io.gfile.glob(f"{prefix}-*-of-*{json.loads(about[0]).get('num_shards', '')}")
+    if not shards:
+        return about, b""
+    record = next(iter(tf.data.TFRecordDataset(sorted(shards))), None)
+    return about, b"" if record is None else record.numpy()
+
+
+def _check_ids(task: Any, record: bytes, data: Data) -> None:
+    """Raises ConfigError where an example's ids are not what the task's vocabulary makes of its texts.
+
+    Texts that are tokenised when they are read have no ids here.
+    """
+    import tensorflow as tf
+
+    example = tf.train.Example.FromString(record).features.feature
+    for name, feature in task.output_features.items():
+        text, found = example.get(f"{name}_pretokenized"), example.get(name)
+        if text is None or found is None or not text.bytes_list.value or found.bytes_list.value:
+            continue
+        ids = feature.vocabulary.encode(text.bytes_list.value[0].decode())
+        if list(found.int64_list.value) not in (ids, [*ids, feature.vocabulary.eos_id]):
+            raise ConfigError(
+                f"data.cache_dir {data.cache_dir} was written with another vocabulary than the tasks of "
+                f"{data.mixture!r} have now (T0JAX_VOCABULARY), as {task.name} shows; write it anew with "
+                "seqio_cache_tasks --overwrite, or go back to that file"
+            )
 
 
 @contextlib.contextmanager

@@ -301,13 +301,19 @@ def confusions(prompts: Sequence[Prompt]) -> list[Confusion]:
     for prompt in prompts:
         if prompt.lines:
             groups.setdefault(prompt.answer_choices, []).append(prompt)
-    found = [_confusion(labels, group) for labels, group in groups.items()]
-    found = [table for table in found if 2 <= len(table.labels) <= SHOWN_CHOICES]
+    found = [
+        _confusion(labels, group, choices)
+        for labels, group in groups.items()
+        if 2 <= (choices := _most_choices(group)) <= SHOWN_CHOICES
+    ]
     return sorted(found, key=lambda table: (-table.prompts, not table.fixed))
 
 
-def _confusion(labels: tuple[str, ...], group: Sequence[Prompt]) -> Confusion:
-    choices = max(len(line["scores"]) for prompt in group for line in prompt.lines)
+def _most_choices(group: Sequence[Prompt]) -> int:
+    return max(len(line["scores"]) for prompt in group for line in prompt.lines)
+
+
+def _confusion(labels: tuple[str, ...], group: Sequence[Prompt], choices: int) -> Confusion:
     fixed = len(labels) == choices
     if not fixed:
         labels = tuple(f"choice {k + 1}" for k in range(choices))

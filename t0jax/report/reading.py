@@ -2,7 +2,8 @@
 
 import datetime
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -180,7 +181,7 @@ class Folder:
 
     def examples(self, task: str, limit: int) -> list[Mapping[str, Any]]:
         """The first lines of a task's scores."""
-        return _read_lines(self.path / SCORES_FOLDER / f"{task}.jsonl")[:limit]
+        return _read_lines(self.path / SCORES_FOLDER / f"{task}.jsonl", _is_object)[:limit]
 
 
 def read_folder(path: Path, name: str = "") -> Folder:
@@ -195,13 +196,8 @@ def read_folder(path: Path, name: str = "") -> Folder:
             f"{path} has no {RESULTS_FILE}; give a folder that `scripts.evaluate --output` wrote"
         )
     content = _read_json(file)
-    try:
-        return _open(path, name or _model_name(path, content), content)
-    except (KeyError, TypeError, IndexError) as error:
-        raise ReportError(
-            f"{file} or the scores beside it are not of a form that this version writes ({error!r}); score again with "
-            "--overwrite"
-        ) from error  # fmt: skip
+    _check_results(file, content)
+    return _open(path, name or _model_name(path, content), content)
 
 
 def _model_name(path: Path, content: Mapping[str, Any]) -> str:
@@ -218,7 +214,7 @@ def _open(path: Path, name: str, content: Mapping[str, Any]) -> Folder:
     groups: dict[str, list[Prompt]] = {}
     for task, entry in tasks.items():
         if entry.get("n") and "accuracy" in entry:
-            lines = _read_lines(path / SCORES_FOLDER / f"{task}.jsonl")
+            lines = _read_lines(path / SCORES_FOLDER / f"{task}.jsonl", _is_ranked)
             groups.setdefault(entry["dataset"], []).append(Prompt(task, entry, lines))
     rows = path / ROWS_FILE
     return Folder(
@@ -234,29 +230,158 @@ def _open(path: Path, name: str, content: Mapping[str, Any]) -> Folder:
         written={task: entry for task, entry in tasks.items() if "metrics" in entry},
         unscored=[task for task, entry in tasks.items() if not entry.get("n", 1)],
         missing=content.get("missing", {}),
-        texts=_read_json(rows) if rows.is_file() else {},
+        texts=_read_texts(rows) if rows.is_file() else {},
     )
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ReportError(f"{path} is no JSON: {error}") from error
     if not isinstance(content, dict):
         raise ReportError(f"{path} holds a {type(content).__name__}, not an object")
     return content
 
 
-def _read_lines(path: Path) -> list[dict[str, Any]]:
+def _read_texts(path: Path) -> dict[str, Any]:
+    content = _read_json(path)
+    for dataset, rows in content.items():
+        _check(path, f"the rows of {dataset!r}", rows, _mapping_of(_is_row_text))
+    return content
+
+
+def _read_lines(path: Path, form: "_Form") -> list[dict[str, Any]]:
     """All lines in one parse, which is several times as fast as one by one; none where there is no file."""
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")
     try:
-        return json.loads(f"[{','.join(filter(None, lines))}]")
-    except ValueError as error:
+        lines = path.read_text(encoding="utf-8").split("\n")
+        found = json.loads(f"[{','.join(filter(None, lines))}]")
+    except (ValueError, RecursionError) as error:
         raise ReportError(f"{path} is no JSON lines: {error}; score the task again") from error
+    for line in found:
+        _check(path, "a line", line, form)
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What others' files may hold: whatever is read here goes into paths, arithmetic and the page
+
+_Form = Callable[[Any], bool]
+_LONGEST_NAME = 240
+"""Bytes that a file system's 255 leave beside `.jsonl`, and what a file is called while it is written."""
+_ROUNDING = 1e-6
+
+
+def _check(file: Path, what: str, value: Any, form: _Form) -> None:
+    if not form(value):
+        raise ReportError(
+            f"{file}: {what} is not of a form that this version writes: {value!r:.200}; score again with --overwrite"
+        )
+
+
+def _check_results(file: Path, content: Mapping[str, Any]) -> None:
+    _check(file, "tasks", content.get("tasks"), _mapping_of(_is_object))
+    _check(file, "settings", content.get("settings", {}), _is_object)
+    _check(file, "missing", content.get("missing", {}), _mapping_of(_is_text))
+    for task, entry in content["tasks"].items():
+        _check(file, "a task's name, which names a file,", task, _is_file_name)
+        needed = _RANKED if entry.get("n") and "accuracy" in entry else ()
+        for name in (*needed, *(name for name in _FIELDS if name in entry)):
+            _check(file, f"{name} of the task {task}", entry.get(name), _FIELDS[name])
+
+
+def _is_file_name(value: str) -> bool:
+    whole = value not in ("", ".", "..") and not set(value) & set("/\\\0")
+    return whole and len(value.encode(errors="replace")) <= _LONGEST_NAME
+
+
+def _is_object(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1 << 53
+
+
+def _is_number(value: Any) -> bool:
+    """Not-a-number and the infinities too, which broken models have for scores."""
+    return type(value) is float or (type(value) is int and abs(value) < 1 << 53)
+
+
+def _is_finite(value: Any) -> bool:
+    return _is_number(value) and math.isfinite(value)
+
+
+def _is_rate(value: Any) -> bool:
+    return _is_finite(value) and -_ROUNDING <= value <= 1 + _ROUNDING
+
+
+def _list_of(form: _Form) -> _Form:
+    return lambda value: isinstance(value, list) and all(map(form, value))
+
+
+def _mapping_of(form: _Form) -> _Form:
+    return lambda value: isinstance(value, dict) and all(map(form, value.values()))
+
+
+_are_texts, _are_rates = _list_of(_is_text), _mapping_of(_is_rate)
+
+
+def _is_parity(value: Any) -> bool:
+    if not _is_object(value) or not _are_rates(value.get("accuracy")):
+        return False
+    same = not {"same", "pairs"} & value.keys() or (
+        _is_rate(value.get("same")) and _is_count(value.get("pairs"))
+    )
+    return same and _is_rate(value.get("gap"))
+
+
+def _is_row_text(value: Any) -> bool:
+    if not _is_object(value):
+        return False
+    return (
+        _is_text(value.get("task", ""))
+        and _is_text(value.get("inputs", ""))
+        and _are_texts(value.get("choices", []))
+    )
+
+
+def _is_ranked(line: Any) -> bool:
+    """Whether a line of scores has right choices and a prediction that are among the choices."""
+    if not _is_object(line) or not (line.get("scores") and line.get("gold")):
+        return False
+    if not isinstance(line["scores"], list) or not isinstance(line["gold"], list):
+        return False
+    count, grades = len(line["scores"]), line.get("grades")
+    return (
+        type(line.get("row")) is int
+        and all(type(k) is int and 0 <= k < count for k in (*line["gold"], line.get("prediction")))
+        and all(map(_is_number, line["scores"]))
+        and (not grades or (_list_of(_is_rate)(grades) and len(grades) == count))
+    )
+
+
+_RANKED = ("dataset", "prompt", "accuracy", "macro_f1", "chance")
+_FIELDS: dict[str, _Form] = {
+    "n": _is_count,
+    "dataset": _is_text,
+    "prompt": _is_text,
+    **dict.fromkeys(("accuracy", "macro_f1", "chance", "coverage", "truncated"), _is_rate),
+    "answer_choices": lambda value: value is None or _are_texts(value),
+    "parity": lambda value: value is None or _is_parity(value),
+    "metrics": _mapping_of(_is_number),
+}
+"""What a task's entry may have, and what one that was ranked must have."""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Curves
 
 
 def read_curves(run: Path) -> dict[str, tuple[list[float], list[float]]]:
@@ -270,14 +395,14 @@ def read_curves(run: Path) -> dict[str, tuple[list[float], list[float]]]:
     if not path.is_file():
         raise ReportError(f"{run} has no {METRICS_FILE}; give the folder of a training run")
     curves: dict[str, tuple[list[float], list[float]]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             row = json.loads(line)
             step = row.pop("step")
-        except (ValueError, KeyError, AttributeError):
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
             continue  # a line that a kill cut short
         for name, value in row.items():
-            if isinstance(value, int | float) and np.isfinite(value):
+            if _is_finite(step) and _is_finite(value):
                 steps, values = curves.setdefault(name, ([], []))
                 steps.append(step)
                 values.append(value)
