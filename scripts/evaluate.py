@@ -47,6 +47,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "default": "",
         "help": "folder for results.json, scores/ and report.html; goes on with what is there",
     },
+    "compare": {"nargs": "*", "default": [], "help": "folders of results to set side by side"},
+    "names": {"nargs": "*", "default": [], "help": "of the folders compared [the folders]"},
     "overwrite": {"action": "store_true", "help": "replace other results in that folder"},
     "available_only": {"type": bool, "default": None, "help": "[data.available_only]"},
 }

@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -344,8 +345,9 @@ def _check_keys(content: Mapping[str, Any], where: str) -> None:
 
 
 def _unknown(name: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
+    near = [key for key in known if key.rpartition(".")[2] == name]
+    near = near or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else "; --help names them all"
     return f"unknown configuration key {name!r}{hint}"
 
 
@@ -449,7 +451,7 @@ def with_compute(architecture: Model, compute: Model) -> Model:
 
 
 def run_script(main: Callable[[Sequence[str]], int]) -> None:
-    """Ends the process with `main`'s exit status; what the user can mend is printed as one message, status 1."""
+    """Ends the process with `main`'s exit status; what the user can mend, or Ctrl-C, is told in a line."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow greets on stderr otherwise
     # Orbax logs a traceback a thread for what arrives here as one error.
     logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
@@ -458,4 +460,7 @@ def run_script(main: Callable[[Sequence[str]], int]) -> None:
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         status = 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        status = 128 + signal.SIGINT
     sys.exit(status)

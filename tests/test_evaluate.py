@@ -91,9 +91,10 @@ def test_results_of_other_settings_are_not_overwritten(tmp_path):
     results.ResultsFolder(tmp_path, {"model": "a"}).write_scores("t", [scored_row([0, 1], (1,))])
     with pytest.raises(results.EvaluationError, match=r"model: 'a' there, 'b' now.*--overwrite"):
         results.ResultsFolder(tmp_path, {"model": "b"})
+    folder = results.ResultsFolder(tmp_path, {"model": "b"}, overwrite=True)
     assert (tmp_path / "scores" / "t.jsonl").exists()
-    results.ResultsFolder(tmp_path, {"model": "b"}, overwrite=True)
-    assert not (tmp_path / "scores" / "t.jsonl").exists()
+    folder.write_scores("u", [scored_row([0, 1], (1,))])
+    assert [path.name for path in (tmp_path / "scores").iterdir()] == ["u.jsonl"]
 
 
 def test_scores_are_written_without_loss(tmp_path):
@@ -165,16 +166,14 @@ def test_a_prompt_without_choices_is_refused_by_name(pets_evaluator):
         pets_evaluator("open")
 
 
-def test_hidden_labels_are_refused(pets_evaluator):
-    evaluator, params = pets_evaluator("fixed", split="test")
+def test_hidden_labels_are_refused_before_anything_is_scored(pets_evaluator):
     with pytest.raises(results.EvaluationError, match=r"'pets_fixed_score_eval', row 5.*hidden"):
-        evaluator(params)
+        pets_evaluator("fixed", split="test")
 
 
 def test_an_answer_outside_the_choices_is_refused(pets_evaluator):
-    evaluator, params = pets_evaluator("outside")
-    with pytest.raises(results.EvaluationError, match=r"row 0: the answer 'cat' is not among"):
-        evaluator(params)
+    with pytest.raises(results.EvaluationError, match=r"'(cat|dog)' is not among .*cow.*hen"):
+        pets_evaluator("outside")
 
 
 def test_missing_data_sets_are_named_or_left_out_on_request(pets_evaluator):

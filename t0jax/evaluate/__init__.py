@@ -21,6 +21,7 @@ from t0jax.evaluate.tasks import (
     Encoder,
     RankTask,
     check_missing,
+    check_rows,
     content_digest,
     find_tasks,
     open_pieces,
@@ -51,6 +52,10 @@ __all__ = [
     "find_tasks",
     "make_evaluator",
 ]
+
+
+CHECKED_ROWS = 20
+"""Of each task, before anything is scored: rows that cannot be are mostly among the first."""
 
 
 class Evaluator(Evaluation):
@@ -107,6 +112,8 @@ class Evaluator(Evaluation):
             )
         check_missing(mixture, data, missing, len(self.tasks))
         self._check_words()
+        for task in self.tasks:
+            check_rows(task, self._rows(task)[:CHECKED_ROWS])
         pieces = open_pieces(vocabulary, data, network)
         self.vocabulary, self.dtype = content_digest(str(pieces.path))[:16], network.config.dtype
         self.encoder = Encoder(pieces, settings, data.truncation)

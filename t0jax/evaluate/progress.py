@@ -20,7 +20,8 @@ class Progress:
             done: tasks that are done already.
         """
         self._tell, self._tasks, self._rows, self._done = tell, tasks, rows, done
-        self._began = self._told = time.monotonic()
+        self._told = time.monotonic()
+        self._first: tuple[float, int] | None = None
 
     def task(self, name: str, found: str) -> None:
         """A task is finished with `found`, e.g. its accuracy."""
@@ -29,12 +30,13 @@ class Progress:
 
     def rows(self, scored: int) -> None:
         """So many rows were scored since the start."""
-        now = time.monotonic()
-        if now - self._told < REPORT_SECONDS or not scored:
+        now, scored = time.monotonic(), min(scored, self._rows)  # processes may be unequally far
+        if self._first is None and scored:
+            self._first = now, scored  # what came before was compiling
+        if self._first is None or now - self._told < REPORT_SECONDS or scored == self._first[1]:
             return
-        scored = min(scored, self._rows)  # processes may be unequally far
-        self._told, rate = now, scored / (now - self._began)
-        left = clock(max(0, self._rows - scored) / rate)
+        rate = (scored - self._first[1]) / (now - self._first[0])
+        self._told, left = now, clock((self._rows - scored) / rate)
         self._tell(
             f"scored: {self._done}/{self._tasks} tasks, {scored:,} of {self._rows:,} rows, {rate:,.0f} rows/s, "
             f"about {left} left"

@@ -4,7 +4,7 @@ import difflib
 import functools
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -236,17 +236,41 @@ class Encoder:
         Raises:
             EvaluationError: the right choice is hidden (-1) or not among the choices, or there is none to choose from.
         """
-        try:
-            correct = views.correct_choices(rendered)
-            pairs = views.candidates(views.find_view(task.view), rendered)
-        except ValueError as error:
-            raise EvaluationError(f"task {task.name!r}, row {row}: {error}") from None
-        if not correct:
-            raise EvaluationError(_no_gold(task, row, rendered))
+        correct, pairs = candidates(task, row, rendered)
         encoded = self._pairs.encode([pairs])[0]
         tokens = tuple((pair.inputs, pair.targets) for pair in encoded)
         cut = any(pair.cut for pair in encoded)
         return RankExample(row, tokens, correct, number, rendered.grades or (), cut)
+
+
+def candidates(
+    task: RankTask, row: int, rendered: Rendered
+) -> tuple[tuple[int, ...], list[views.Pair]]:
+    """The right choices of a row and the pair of every choice.
+
+    Raises:
+        EvaluationError: as `Encoder.example`.
+    """
+    try:
+        correct = views.correct_choices(rendered)
+        pairs = views.candidates(views.find_view(task.view), rendered)
+    except ValueError as error:
+        raise EvaluationError(f"task {task.name!r}, row {row}: {error}") from None
+    if not correct:
+        raise EvaluationError(_no_gold(task, row, rendered))
+    return correct, pairs
+
+
+def check_rows(task: RankTask, rows: Sequence[int]) -> None:
+    """Looks at some rows before anything long begins.
+
+    Raises:
+        EvaluationError: as `Encoder.example`.
+    """
+    for row in rows:
+        rendered = task.rows[row]
+        if rendered is not None:
+            candidates(task, row, rendered)
 
 
 def _no_gold(task: RankTask, row: int, rendered: Rendered) -> str:
