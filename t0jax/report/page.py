@@ -174,7 +174,7 @@ def _panels(curves: Mapping[str, tuple[list[float], list[float]]]) -> list[dict[
     ]
     groups: dict[str, list[plots.Line]] = {}
     for key, curve in curves.items():
-        if key.startswith("eval/"):
+        if key.startswith("eval/") and len(curve[0]) > 1:  # one evaluation is no curve
             metric, _, name = key.removeprefix("eval/").partition("/")
             group = "accuracy" if metric == "chance" else metric
             groups.setdefault(group, []).append(plots.Line(name or metric, *curve, _style(key)))
@@ -208,7 +208,7 @@ class Confusion:
 
     labels: Sequence[str]
     counts: np.ndarray
-    prompts: int
+    prompts: Sequence[str]
     fixed: bool
     """The labels are the prompts' own answers, not positions."""
 
@@ -306,7 +306,7 @@ def confusions(prompts: Sequence[Prompt]) -> list[Confusion]:
         for labels, group in groups.items()
         if 2 <= (choices := _most_choices(group)) <= SHOWN_CHOICES
     ]
-    return sorted(found, key=lambda table: (-table.prompts, not table.fixed))
+    return sorted(found, key=lambda table: (-len(table.prompts), not table.fixed))
 
 
 def _most_choices(group: Sequence[Prompt]) -> int:
@@ -318,7 +318,8 @@ def _confusion(labels: tuple[str, ...], group: Sequence[Prompt], choices: int) -
     if not fixed:
         labels = tuple(f"choice {k + 1}" for k in range(choices))
     gold, predicted = zip(*(pair for prompt in group for pair in prompt.pairs), strict=True)
-    return Confusion(labels, statistics.confusion(gold, predicted, choices), len(group), fixed)
+    names = [prompt.name for prompt in group]
+    return Confusion(labels, statistics.confusion(gold, predicted, choices), names, fixed)
 
 
 def _hard_rows(dataset: DataSet, texts: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
