@@ -5,6 +5,7 @@ A run folder:
     config.yaml            the run's configuration
     vocabulary.model       the SentencePiece model the run was trained with
     checkpoints/<step>/    params, optimizer and, as custom metadata, config, data position and counters
+    scores.json            what they scored, see `t0jax.evaluate.history`
     metrics.jsonl ...      see `t0jax.metrics`
 """
 
@@ -12,7 +13,6 @@ import contextlib
 import dataclasses
 import functools
 import json
-import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -47,25 +47,26 @@ class CheckpointError(config_lib.UserError):
 class Checkpoints:
     """The checkpoints of one run: keeps the last and the best, saves in the background."""
 
-    def __init__(self, run_dir: Path, keep_last: int = 2, keep_best: int = 0) -> None:
-        """Nothing is touched before the first save; that removes half-written leftovers."""
+    def __init__(
+        self,
+        run_dir: Path,
+        keep_last: int = 2,
+        keep_also: ocp.training.preservation_policies.PreservationPolicy | None = None,
+    ) -> None:
+        """Nothing is touched before the first save; that removes half-written leftovers.
+
+        `keep_also` says which to keep besides the last ones.
+        """
         self._folder = (run_dir / STEPS_FOLDER).absolute()
-        self._keep = (max(keep_last, 1), keep_best)
+        self._keep_last, self._keep_also = max(keep_last, 1), keep_also
         self._damaged: set[int] = set()
 
     @functools.cached_property
     def _orbax(self) -> ocp.training.Checkpointer:
         policies = ocp.training.preservation_policies
-        keep_last, keep_best = self._keep
-        keep: list[Any] = [policies.LatestN(keep_last)]
-        if keep_best:
-            keep.append(
-                policies.BestN(
-                    get_metric_fn=lambda metrics: metrics["accuracy"],
-                    n=keep_best,
-                    keep_checkpoints_without_metrics=False,
-                )
-            )
+        keep: list[Any] = [policies.LatestN(self._keep_last)]
+        if self._keep_also is not None:
+            keep.append(self._keep_also)
         return ocp.training.Checkpointer(
             self._folder,
             preservation_policy=policies.AnyPreservationPolicy(keep),
@@ -74,25 +75,17 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Finished checkpoints, oldest first."""
-        if not self._folder.is_dir():
-            return []
-        return sorted(int(entry.step) for entry in self._orbax.checkpoints)
+        return sorted(int(entry.step) for entry in self.entries())
 
-    def best(self) -> tuple[int, float] | None:
-        """(step, accuracy) of the best-scored checkpoint, the later of equal ones; None if none has a score."""
-        scores = {
-            int(entry.step): float((entry.metrics or {}).get("accuracy", math.nan))
-            for entry in self._orbax.checkpoints
-        }
-        scored = [(score, step) for step, score in scores.items() if math.isfinite(score)]
-        return max(scored)[::-1] if scored else None
+    def entries(self) -> list[Any]:
+        """Orbax's records of the finished checkpoints; each has a `step` and `metrics`."""
+        return list(self._orbax.checkpoints) if self._folder.is_dir() else []
 
     def save(
         self,
         step: int,
         state: State,
         metadata: Mapping[str, Any],
-        accuracy: float | None = None,
         wait: bool = False,
     ) -> None:
         """Starts writing; returns when the arrays may be donated.
@@ -101,7 +94,6 @@ class Checkpoints:
             step: finished training steps.
             state: global arrays.
             metadata: JSON values; equal on all processes.
-            accuracy: for keep-best, when it was evaluated at this step.
             wait: return only when it is on disk.
 
         Raises:
@@ -114,7 +106,6 @@ class Checkpoints:
                     dict(state),
                     force=True,
                     overwrite=step in self._damaged,
-                    metrics=None if accuracy is None else {"accuracy": accuracy},
                     custom_metadata=dict(metadata),
                 )
                 self._damaged.discard(step)
@@ -256,9 +247,9 @@ def _merge(into: dict[str, Any], other: Mapping[str, Any]) -> None:
 def write_run_files(run_dir: Path, config: config_lib.Config, vocabulary: Path | None) -> None:
     """`config.yaml` and a copy of the vocabulary, each written whole or not at all."""
     run_dir.mkdir(parents=True, exist_ok=True)
-    _write_atomically(run_dir / CONFIG_FILE, config_to_yaml(config).encode())
+    write_atomically(run_dir / CONFIG_FILE, config_to_yaml(config).encode())
     if vocabulary is not None and not (run_dir / VOCABULARY_FILE).exists():
-        _write_atomically(run_dir / VOCABULARY_FILE, Path(vocabulary).read_bytes())
+        write_atomically(run_dir / VOCABULARY_FILE, Path(vocabulary).read_bytes())
 
 
 def config_to_yaml(config: config_lib.Config) -> str:
@@ -266,7 +257,8 @@ def config_to_yaml(config: config_lib.Config) -> str:
     return yaml.safe_dump(plain, sort_keys=False)
 
 
-def _write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes a file of a run whole or not at all."""
     partial = path.with_name(path.name + PARTIAL)
     partial.write_bytes(content)
     os.replace(partial, path)

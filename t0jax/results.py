@@ -172,7 +172,8 @@ class Results:
             chance, dataset, prompt, coverage (share of the rows that the prompt applies to), truncated (share of the
             scored rows whose text was too long), answer_choices (where they are the same for all rows), parity (where
             the data set compares groups), identity (a digest of prompt and data) and seconds. A prompt that applies to
-            no row has n 0 and no rates. A task scored by generated text has `metrics` in place of the rates.
+            no row has n 0 and no rates. A task scored by generated text has `metrics` in place of the rates, and
+            `score`: the mean in [0, 1] of those in percent.
         missing: by task name, why it was not scored.
     """
 
@@ -193,14 +194,10 @@ class Results:
     def mean_accuracy(self) -> float:
         """Over prompts; what checkpoints are chosen by. NaN when nothing was scored.
 
-        Of generated text a prompt counts with the mean of its metrics' percentages.
+        Of generated text a prompt counts with its `score`; one whose metrics are all better when lower does not count.
         """
-        values = [task["accuracy"] for task in self.scored.values()]
-        values += [
-            float(np.mean(list(task["metrics"].values()))) / 100
-            for task in self.written.values()
-            if task["metrics"]
-        ]
+        found = [task.get("accuracy", task.get("score")) for task in self.tasks.values()]
+        values = [value for value in found if value is not None]
         return float(np.mean(values)) if values else float("nan")
 
     def datasets(self) -> dict[str, dict[str, Any]]:

@@ -24,6 +24,7 @@ from t0jax import config as config_lib
 from t0jax.config import Config, ConfigError
 from t0jax.data import loader as loader_lib
 from t0jax.data import vocabulary as vocabulary_lib
+from t0jax.evaluate.history import History, digest
 from t0jax.metrics import note
 from t0jax.results import Results
 from t0jax.step import State, Step, abstract_state, init_state, make_step
@@ -77,7 +78,8 @@ def run(config: Config) -> Results | None:
     # Model, optimizer, state
     network = models.build(config.model)
     optimizer = optim.make_optimizer(config.optimizer, config.train.steps, network.axes)
-    checkpoints = checkpoint.Checkpoints(run_dir, config.train.keep_last, config.train.keep_best)
+    history = History(run_dir, digest(evaluator), config.train.keep_best)
+    checkpoints = checkpoint.Checkpoints(run_dir, config.train.keep_last, history)
     state, position = start_state(config, network, optimizer, mesh, checkpoints)
     if position:
         loader.restore(position)
@@ -97,11 +99,11 @@ def run(config: Config) -> Results | None:
         for sink in sinks:
             stack.callback(sink.close)
         step_fn = make_step(config, network, optimizer, mesh)
-        loop = Loop(config, mesh, step_fn, loader, checkpoints, sinks, evaluator, shares)
+        loop = Loop(config, mesh, step_fn, loader, checkpoints, history, sinks, evaluator, shares)
         results = loop.run(state)
         del state  # room for the checkpoint that is exported
         if loop.finished:
-            finish_folder(config, mesh, checkpoints)
+            finish_folder(config, mesh, checkpoints, history)
         return results
 
 
@@ -261,22 +263,23 @@ def start_state(
 
 
 def finish_folder(
-    config: Config, mesh: jax.sharding.Mesh, checkpoints: checkpoint.Checkpoints
+    config: Config, mesh: jax.sharding.Mesh, checkpoints: checkpoint.Checkpoints, history: History
 ) -> None:
     """Says which checkpoint scored best, and writes the one that `train.export` names beside the checkpoints.
 
     Raises:
         ConfigError: the best one is to be exported and none was scored.
     """
-    best, wanted, run_dir = checkpoints.best(), config.train.export, Path(config.train.output_dir)
+    wanted, run_dir = config.train.export, Path(config.train.output_dir)
+    mixture = config.data.eval_mixture
+    best = history.best(checkpoints.entries()) if config.train.keep_best else None
     if best:
-        mixture = config.data.eval_mixture
         note(f"best: step {best[0]}, {best[1]:.4f} in the mean over the prompts of {mixture}")
     if wanted == "none":
         return
     if wanted == "best" and not best:
         raise ConfigError(
-            f"train.export best: no checkpoint in {run_dir} was scored; set train.export last"
+            f"train.export best: no checkpoint in {run_dir} has a score of {mixture}; set train.export last"
         )
     step = best[0] if best and wanted == "best" else checkpoints.steps()[-1]
     out = run_dir / EXPORT_FOLDER
@@ -333,6 +336,7 @@ class Loop:
     step_fn: Step
     loader: loader_lib.Loader
     checkpoints: checkpoint.Checkpoints
+    history: History
     sinks: list[metrics.Sink]
     evaluator: evaluate.Evaluator | evaluate.TextEvaluator | None
     shares: int
@@ -345,15 +349,21 @@ class Loop:
         self.meter = metrics.Meter(self.config.model, self.config.data, self.config.train.steps)
 
     def run(self, state: State) -> Results | None:
-        """From the state's step to `train.steps`; saves at the end and on SIGTERM."""
-        train, results = self.config.train, None
+        """From the state's step to `train.steps`; saves at the end and on SIGTERM.
+
+        A checkpoint that SIGTERM left without its score is scored first.
+        """
+        train, results, stopped = self.config.train, None, False
         self.step = first = self.saved = int(state["counters"]["step"])
+        self.history.begin(first, self.checkpoints.entries())
         began = time.monotonic()
         with (
             Preemption() as preemption,
             contextlib.closing(sharding.prefetch(self.read(), self.mesh)) as batches,
         ):
-            while self.step < train.steps:
+            if self.owes_score():
+                results, stopped = self.score(state, preemption), preemption.asked
+            while self.step < train.steps and not stopped:
                 batch, (rows, tokens, cut, self.position) = next(batches)
                 if self.step == first:
                     waited = time.monotonic() - began
@@ -368,39 +378,48 @@ class Loop:
                     self.meter.restart()
                 if self.step % train.log_every == 0:
                     self.flush()
-                results = self.between(state, preemption) or results
-                if preemption.reached(self.step):
-                    self.save(state, wait=True)
-                    note(f"SIGTERM: saved step {self.step}; the same command resumes from here")
-                    return results
-            if first < train.steps or not self.checkpoints.steps():
-                results = self.finish(state, preemption) or results
-        self.finished = not preemption.asked
-        note(f"done: step {self.step}, {train.output_dir}")
+                results = self.conclude(state, preemption) or results
+                stopped = preemption.reached(self.step)
+            if stopped:
+                self.save(state, wait=True)
+            elif not self.checkpoints.steps():  # the state of another run that was as long
+                results = self.conclude(state, preemption)
+        self.finished = not (stopped or preemption.asked)
+        if self.finished:
+            note(f"done: step {self.step}, {train.output_dir}")
+        else:
+            note(f"SIGTERM: saved step {self.step}; the same command resumes from here")
         return results
 
-    def between(self, state: State, preemption: Preemption) -> Results | None:
-        """What is due after a step that is not the last: a checkpoint, an evaluation."""
+    def conclude(self, state: State, preemption: Preemption) -> Results | None:
+        """What is due after a step: a checkpoint, an evaluation; both after the last."""
         train = self.config.train
-        if self.step >= train.steps:
-            return None
-        saves = self.step % train.checkpoint_every == 0
-        evaluates = train.eval_every > 0 and self.step % train.eval_every == 0
+        wait = self.step >= train.steps or not train.async_checkpoint
         # Keeping the best needs the score first; otherwise nothing is risked before the state is safe.
-        if saves and not (evaluates and train.keep_best):
-            self.save(state, wait=not train.async_checkpoint)
-        results = self.score(state, preemption) if evaluates else None
-        if saves and results and train.keep_best:
-            self.save(state, wait=not train.async_checkpoint, results=results)
+        if self.saves and not (self.evaluates and train.keep_best):
+            self.save(state, wait)
+        results = self.score(state, preemption) if self.evaluates else None
+        if self.saves:
+            self.save(state, wait)
         return results
 
-    def finish(self, state: State, preemption: Preemption) -> Results | None:
-        """The last checkpoint and the last evaluation."""
-        if not self.config.train.keep_best:
-            self.save(state, wait=True)
-        results = self.score(state, preemption)
-        self.save(state, wait=True, results=results)
-        return results
+    @property
+    def saves(self) -> bool:
+        """Whether a checkpoint is due at this step."""
+        train = self.config.train
+        return self.step >= train.steps or self.step % train.checkpoint_every == 0
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether an evaluation is due at this step."""
+        train = self.config.train
+        every = train.eval_every or train.steps
+        return self.step >= train.steps or self.step % every == 0
+
+    def owes_score(self) -> bool:
+        """Whether this step was saved and the evaluation that is due was not finished."""
+        saved = self.step in self.checkpoints.steps() and not self.history.has(self.step)
+        return saved and self.evaluates and self.evaluator is not None
 
     def read(self) -> Iterator[tuple[dict[str, np.ndarray], Any]]:
         """This process's rows with their counts and the data position after them."""
@@ -430,7 +449,7 @@ class Loop:
             for sink in self.sinks:
                 sink.write(at, row if at < self.step else {**row, **rates})
         means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
-        means["skipped"] = rows[-1]["skipped"]
+        means |= {name: rows[-1][name] for name in ("skipped", "learning_rate")}
         if jax.process_index() == 0:
             line = metrics.log_line(self.step, self.config.train.steps, {**means, **rates})
             print(line, flush=True)
@@ -443,7 +462,10 @@ class Loop:
             )
 
     def score(self, state: State, preemption: Preemption) -> Results | None:
-        """Scores `data.eval_mixture`; None without one, or when SIGTERM ended it."""
+        """Scores `data.eval_mixture`; None without one, or when SIGTERM ended it.
+
+        The score counts for this step's checkpoint, if one is due: SIGTERM makes no more candidates for the best.
+        """
         if self.evaluator is None:
             return None
         self.flush()
@@ -451,6 +473,8 @@ class Loop:
             results = self.evaluator(state["params"], progress=preemption.leave)
         except Preempted:
             return None
+        if self.saves:
+            self.history.add(self.step, results.mean_accuracy)
         if jax.process_index() == 0:
             print(results.table(), flush=True)
         for sink in self.sinks:
@@ -459,8 +483,8 @@ class Loop:
         self.meter.restart()
         return results
 
-    def save(self, state: State, wait: bool, results: Results | None = None) -> None:
-        """Saves this step, once; with the evaluation's accuracy where there was one."""
+    def save(self, state: State, wait: bool) -> None:
+        """Saves this step, once."""
         self.flush()
         if self.step > self.saved or not self.checkpoints.steps():
             metadata = {
@@ -468,8 +492,7 @@ class Loop:
                 "step": self.step,
                 "position": checkpoint.gather_position(self.position),
             }
-            accuracy = results.mean_accuracy if results else None
-            self.checkpoints.save(self.step, state, metadata, accuracy, wait)
+            self.checkpoints.save(self.step, state, metadata, wait)
             self.saved = self.step
             self.meter.restart()
         if wait:

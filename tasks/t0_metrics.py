@@ -1,4 +1,7 @@
-"""Metrics of T0's text-to-text tasks, by the names that promptsource's metadata gives them; values in percent.
+"""Metrics of T0's text-to-text tasks, by the names that promptsource's metadata gives them.
+
+Metrics give percent, larger is better, or are marked `lower_is_better = True`: marked ones are told, and do not count
+in the score of a task, by which training chooses checkpoints.
 
 They take texts that a model has written (`t0jax.evaluate` with `evaluate.method generate`, or seqio's own evaluator)
 and one target for each, for a prompt renders one: where a data set has several right answers (SQuAD's annotators,
@@ -13,7 +16,7 @@ TriviaQA's aliases), only the rendered one counts, and scores are lower than the
 | ROUGE | rouge1, rouge2, rougeLsum | the mean itself, not the middle of a bootstrap of it |
 | BLEU | bleu | |
 | Pearson, Spearman Correlation | pearson_corrcoef, spearman_corrcoef | texts are read as numbers |
-| Edit Distance | mean_edit, in words | |
+| Edit Distance | mean_edit, in words: lower is better | |
 | MultiRC, AUC, Mean Reciprocal Rank, Span Squad | accuracy | they want scores or contexts, not texts |
 
 t-zero too takes accuracy for Other, and gives texts to t5's functions for the last line, which fail on them. ROUGE,
@@ -133,6 +136,9 @@ def edit_distance(targets: Sequence[str], predictions: Sequence[str]) -> dict[st
         for pair in zip(targets, predictions, strict=True)
     ]
     return {"mean_edit": sum(edits) / len(edits)}
+
+
+edit_distance.lower_is_better = True  # type: ignore[attr-defined]
 
 
 BY_NAME: dict[str, Metric] = {

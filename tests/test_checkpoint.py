@@ -13,6 +13,7 @@ import pytest
 from t0jax import checkpoint, config, models, sharding
 from t0jax.checkpoint import CheckpointError, Checkpoints
 from t0jax.config import ConfigError
+from t0jax.evaluate.history import History
 
 MODEL = config.Model(
     vocab_size=32, d_model=16, d_kv=4, num_heads=4, d_ff=32, num_layers=2, dropout_rate=0.0
@@ -82,10 +83,13 @@ def test_donating_the_state_does_not_touch_a_save_in_flight(tmp_path, mesh):
 
 
 def test_keeps_the_last_and_the_best(tmp_path, mesh):
-    checkpoints = Checkpoints(tmp_path, keep_last=2, keep_best=1)
+    history = History(tmp_path, "evaluation", keep_best=1)
+    checkpoints = Checkpoints(tmp_path, keep_last=2, keep_also=history)
     state = {"params": random_params(mesh)}
     for step, accuracy in ((1, 0.2), (2, 0.9), (3, None), (4, 0.4), (5, 0.3)):
-        save(checkpoints, step, state, accuracy=accuracy, wait=True)
+        if accuracy is not None:
+            history.add(step, accuracy)
+        save(checkpoints, step, state, wait=True)
     assert checkpoints.steps() == [2, 4, 5]
 
 

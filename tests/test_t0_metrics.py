@@ -145,11 +145,13 @@ def test_every_name_of_promptsource_has_metrics(names, metrics):
 
 def test_equal_texts_have_the_best_value():
     numbers, sentences = ["1", "2.5", "3"], ["the cat sat on it", "it is 7 o'clock"]
-    best = {"mean_edit": 0.0}
     for metric in {t0_metrics.accuracy, *t0_metrics.BY_NAME.values()}:
         texts = numbers if metric in (t0_metrics.pearson, t0_metrics.spearman) else sentences
+        best = 0.0 if getattr(metric, "lower_is_better", False) else 100.0
         for name, value in metric(texts, texts).items():
-            assert value == pytest.approx(best.get(name, 100.0)), name
+            assert value == pytest.approx(best), name
+            worse = metric(texts, [*texts[1:], texts[0]])[name]
+            assert (worse > best) if best == 0.0 else (worse < best), name
 
 
 def test_a_package_that_is_not_there_is_named():

@@ -141,6 +141,8 @@ def test_texts_are_transformers_and_values_the_libraries(
     expected = {n: 100 * np.mean([score[n].fmeasure for score in scores]) for n in names}
     expected["bleu"] = sacrebleu.corpus_bleu(predictions, [targets], tokenize="intl").score
     assert found.tasks[name]["metrics"] == pytest.approx(expected)
+    share = np.mean(list(expected.values())) / 100
+    assert found.tasks[name]["score"] == found.mean_accuracy == pytest.approx(share)
     assert min(expected["rouge1"], expected["bleu"]) > 0.1
 
 
@@ -199,14 +201,29 @@ def test_a_task_is_measured_as_it_declares(build, declare):
     evaluator = build(name, max_examples=3)
     task, rows = evaluator.tasks[0], rows_of(evaluator)
     expected = np.mean([len(row.target) // 2 - len(row.prediction) // 2 for row in rows])
-    assert text.measure(task, rows) == {"mean": pytest.approx(expected)}
+    assert text.measure(task, rows)[0] == {"mean": pytest.approx(expected)}
     rendered = [task.rows[row.row] for row in rows]
     assert seen == [(r.inputs, r.targets, True) for r in rendered] + [
         (r.inputs, r.targets, False) for r in rendered
     ]
     bare = build(declare("say"), max_examples=3).tasks[0]
     right = dataclasses.replace(rows[0], prediction=f" {rows[0].target} ")
-    assert text.measure(bare, [right, *rows[1:]]) == {"exact_match": pytest.approx(100 / 3)}
+    values, score = text.measure(bare, [right, *rows[1:]])
+    assert values == {"exact_match": pytest.approx(100 / 3)}
+    assert score == pytest.approx(1 / 3)
+
+
+def test_metrics_that_are_better_when_lower_do_not_count(build, declare):
+    """A task with no other metric has no score, and the mean is over the other tasks."""
+    both = declare("say", t0_metrics.edit_distance, t0_metrics.coqa_f1)
+    alone = declare("some", t0_metrics.edit_distance)
+    found = build(both, alone, max_examples=4)(params())
+    entries = [found.tasks[name] for name in (both, alone)]
+    assert [sorted(entry["metrics"]) for entry in entries] == [["f1", "mean_edit"], ["mean_edit"]]
+    assert entries[0]["score"] == entries[0]["metrics"]["f1"] / 100
+    assert "score" not in entries[1]
+    assert found.mean_accuracy == entries[0]["score"]
+    assert np.isnan(results.Results({alone: entries[1]}).mean_accuracy)
 
 
 def test_metrics_that_cannot_be_told_apart_or_are_no_numbers_are_refused(build, declare):

@@ -17,6 +17,7 @@ from scripts import train as script
 from t0jax import checkpoint, config, train
 from t0jax.checkpoint import CheckpointError
 from t0jax.config import ConfigError, UserError
+from t0jax.evaluate.history import History
 
 REPOSITORY = Path(__file__).parents[1]
 STEPS = 32
@@ -142,14 +143,41 @@ def test_a_finished_run_started_again_trains_no_further_and_exports_anew(uninter
         (uninterrupted / "hf" / "spiece.model").unlink()
 
 
-def scripted(accuracies):
-    """Stands for an evaluation that finds these accuracies, one a call."""
-    left = iter(accuracies)
+class Scripted:
+    """Stands for an evaluation that finds these accuracies, one a call; SIGTERM comes within the last of them."""
 
-    def evaluator(params, progress):
-        return SimpleNamespace(mean_accuracy=next(left), table=str, summary=dict)
+    def __init__(self, *accuracies, signal_last=False, settings="first"):
+        self.left, self.signal_last, self.settings = list(accuracies), signal_last, settings
+        self.tasks = []
 
-    return lambda *_: evaluator
+    def describe(self):
+        return {"settings": self.settings}
+
+    def __call__(self, params, progress):
+        accuracy = self.left.pop(0)
+        if self.signal_last and not self.left:
+            os.kill(os.getpid(), signal.SIGTERM)
+        progress("a task is finished")
+        return SimpleNamespace(mean_accuracy=accuracy, table=str, summary=dict)
+
+
+def run_scripted(run_dir, evaluator, *overrides):
+    """A run of `BEST` whose evaluations are scripted, all of which it must ask for; its last one, and what it said."""
+    said = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "make_evaluator", lambda *_: evaluator)
+        for module in (train, train.evaluate.history):
+            patch.setattr(module, "note", said.append)
+        found = train.run(tiny(run_dir, *BEST, *overrides))
+    assert not evaluator.left
+    return found, "\n".join(said)
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory):
+    """A finished run whose middle checkpoint is the best, and what it said."""
+    run_dir = tmp_path_factory.mktemp("scored") / "run"
+    return run_dir, run_scripted(run_dir, Scripted(0.25, 0.75, 0.5))[1]
 
 
 BEST = [
@@ -158,23 +186,79 @@ BEST = [
 ]  # fmt: skip
 
 
-def test_the_best_checkpoint_is_kept_and_exported(tmp_path, monkeypatch, capsys):
-    run_dir = tmp_path / "run"
-    monkeypatch.setattr(train, "make_evaluator", scripted([0.25, 0.75, 0.5]))
-    train.run(tiny(run_dir, *BEST))
-    said = capsys.readouterr().out
+def kept(run_dir):
+    return sorted(int(path.name) for path in (run_dir / "checkpoints").iterdir())
+
+
+def test_the_best_checkpoint_is_kept_and_exported(scored):
+    run_dir, said = scored
     assert "best: step 4, 0.7500 in the mean over the prompts of toy_eval_score_eval" in said
-    assert sorted(path.name for path in (run_dir / "checkpoints").iterdir()) == ["4", "6"]
+    assert kept(run_dir) == [4, 6]
     assert_same_params(run_dir / "hf", run_dir / "checkpoints" / "4")
     shutil.rmtree(run_dir / "hf")
-    train.run(tiny(run_dir, *BEST))  # finished: the scores are those on disk
+    run_scripted(run_dir, Scripted())  # finished: the scores are those on disk
     assert_same_params(run_dir / "hf", run_dir / "checkpoints" / "4")
+
+
+def test_a_checkpoint_whose_evaluation_was_terminated_is_scored_first(tmp_path):
+    """Law: stopped within any evaluation, and again, a run exports what it would have if it had never been stopped."""
+    run_dir = tmp_path / "run"
+    for accuracies in ([0.25, 0.5], [0.5, 0.75], [0.75]):
+        _, said = run_scripted(run_dir, Scripted(*accuracies, signal_last=True))
+        assert said.endswith("the same command resumes from here")
+        assert not (run_dir / "hf").exists()
+    assert kept(run_dir) == [4, 6]
+    found, said = run_scripted(run_dir, Scripted(0.75))
+    assert found.mean_accuracy == 0.75
+    assert "best: step 6, 0.7500" in said
+    assert_same_params(run_dir / "hf", run_dir / "checkpoints" / "6")
+    scores = json.loads((run_dir / "scores.json").read_text())
+    assert {step: list(found.values()) for step, found in scores.items()} == {
+        "2": [0.25],
+        "4": [0.5],
+        "6": [0.75],
+    }
+
+
+def test_scores_of_other_evaluations_are_not_compared(scored, tmp_path):
+    """The last checkpoint is scored anew; the best of the first evaluation is kept beside."""
+    run_dir = shutil.copytree(scored[0], tmp_path / "run")
+    other = Scripted(0.125, 0.5, 0.0625, settings="other")
+    _, said = run_scripted(run_dir, other, "--train.steps", "8", "--train.eval_every", "1")
+    assert kept(run_dir) == [4, 6, 8]
+    assert "scores of step 4, 6 are of another evaluation" in said
+    assert "best: step 6, 0.1250" in said
+    _, said = run_scripted(run_dir, Scripted(0.5), "--train.steps", "8")
+    assert "scores of step 8 are" in said
+    assert "best: step 4, 0.7500" in said
 
 
 def test_a_run_without_scores_has_no_best_checkpoint(tmp_path):
-    none = SimpleNamespace(best=lambda: None)
-    with pytest.raises(ConfigError, match=r"no checkpoint in .* was scored"):
-        train.finish_folder(tiny(tmp_path / "run", *BEST), None, none)
+    nothing = SimpleNamespace(entries=list), History(tmp_path, "", keep_best=1)
+    with pytest.raises(ConfigError, match=r"no checkpoint in .* has a score of toy_eval"):
+        train.finish_folder(tiny(tmp_path / "run", *BEST), None, *nothing)
+
+
+def entry(step, accuracy=None):
+    """As orbax has it; up to version 0.3 with a score."""
+    return SimpleNamespace(step=step, metrics=accuracy and {"accuracy": accuracy})
+
+
+def test_scores_outlive_the_process_and_go_with_steps_that_are_still_to_come(tmp_path):
+    history = History(tmp_path, "one", keep_best=1)
+    for step, accuracy in ((2, 0.5), (4, float("nan")), (6, 0.5), (8, 0.75)):
+        history.add(step, accuracy)
+    entries = [entry(2), entry(4), entry(6), entry(8), entry(10, 0.875)]
+    read = History(tmp_path, "one", keep_best=1)
+    assert read.best(entries) == (8, 0.75)
+    assert read.should_preserve(entries, context=None) == [False] * 3 + [True, True]
+    read.begin(7, entries)
+    assert read.best(entries) == (6, 0.5)
+    assert [read.has(step) for step in (2, 4, 6, 8, 10)] == [True] * 3 + [False] * 2
+    assert not History(tmp_path, "two", keep_best=1).has(2)
+    (tmp_path / "scores.json").write_text("[")
+    with pytest.raises(ConfigError, match=r"scores\.json is broken .* delete it"):
+        History(tmp_path, "one", keep_best=1)
 
 
 def test_an_export_takes_the_place_of_nothing_else(tmp_path):

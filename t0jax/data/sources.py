@@ -310,6 +310,9 @@ def add_prompt_task(
 ) -> seqio.Task:
     """Registers a text-to-text task of one data set and one prompt; see `PromptSource` for the arguments.
 
+    `metric_fns` give percent, larger is better; one that does not has an attribute `lower_is_better = True`: it is
+    told, and does not count in the task's score. `tasks.t0_metrics` has ROUGE, BLEU, SQuAD and others.
+
     Declaring the same task again is allowed and changes nothing.
 
     Raises:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from t0jax import config as config_lib
-from t0jax.data import views
+from t0jax.data import targets, views
 from t0jax.data.encoding import PairEncoder
 from t0jax.data.groups import Groups
 from t0jax.data.registry import import_tasks
@@ -275,7 +275,8 @@ def check_rows(task: RankTask, rows: Sequence[int]) -> None:
 
 def _no_gold(task: RankTask, row: int, rendered: Rendered) -> str:
     if not rendered.targets:
-        why = f"no known answer: labels of {task.rows.spec.name} {task.rows.split} are hidden or empty"
+        reason = targets.why_no_target(task.rows, row, rendered)
+        why = f"no known answer in {task.rows.spec.name} {task.rows.split}: {reason}"
     else:
         why = f"the answer {rendered.targets!r} is not among the choices {list(rendered.choices or ())}"
     return (

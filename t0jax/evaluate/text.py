@@ -80,7 +80,8 @@ class TextRow:
         row: its number in the data set.
         inputs, target: as the view renders them.
         prediction: what was written, without end of sequence.
-        score: the model's log-probability of that in nats; not finite where the model is broken.
+        score: the model's log-probability of that in nats, divided by the number of its tokens ** `length_penalty` (1,
+            so it is their mean); not finite where the model is broken.
         cut: the input was too long and lost some, or the target is longer than may be written.
     """
 
@@ -262,7 +263,9 @@ class TextEvaluator(Evaluation):
                 "broken, or float16-like overflow: use float32 or bfloat16"
             )
         cut = float(np.mean([row.cut for row in rows]))
-        return {"metrics": measure(task, rows), "truncated": cut}
+        values, score = measure(task, rows)
+        known = {} if score is None else {"score": score}
+        return {"metrics": values, **known, "truncated": cut}
 
     def _value(self, found: Mapping[str, Any]) -> str:
         return ", ".join(f"{name} {value:.2f}" for name, value in found["metrics"].items())
@@ -272,8 +275,13 @@ class TextEvaluator(Evaluation):
 # Measuring
 
 
-def measure(task: TextTask, rows: Sequence[TextRow]) -> dict[str, float]:
-    """Values of the task's metrics, each what it returns: percent for those of `tasks.t0_metrics`.
+def measure(task: TextTask, rows: Sequence[TextRow]) -> tuple[dict[str, float], float | None]:
+    """Values of the task's metrics, and one score for them all.
+
+    Metrics give percent, larger is better; one that does not has an attribute `lower_is_better = True`.
+
+    Returns:
+        What the metrics return, by name; and the mean of those in percent, as a share of 1, None where there are none.
 
     Raises:
         EvaluationError: two metrics give a value of the same name, or one gives something that is no number.
@@ -287,10 +295,13 @@ def measure(task: TextTask, rows: Sequence[TextRow]) -> dict[str, float]:
         for side in ("target", "prediction")
     )
     values: dict[str, float] = {}
+    shares: list[float] = []
     for metric in task.metrics:
         for name, value in metric(targets, predictions).items():
             values[name] = _value(f"task {task.name!r}: its metric {metric!r}", name, value, values)
-    return values
+            if not getattr(metric, "lower_is_better", False):
+                shares.append(values[name] / 100)
+    return values, float(np.mean(shares)) if shares else None
 
 
 def _value(metric: str, name: str, value: Any, known: Mapping[str, float]) -> float:
