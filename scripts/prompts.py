@@ -8,6 +8,7 @@ where there are errors. `mixture` says what a mixture is made of.
 import argparse
 import dataclasses
 import os
+import re
 import sys
 import time
 from collections import Counter
@@ -16,13 +17,14 @@ from pathlib import Path
 
 from t0jax import config
 from t0jax.config import UserError, run_script
-from t0jax.data import lint, lint_rows, views
+from t0jax.data import lint, lint_rows, targets, views
 from t0jax.data.release import FetchError as FetchError
 from t0jax.data.release import fetch
 from t0jax.data.rows import DataError, DatasetSpec, DataUnavailable, PromptedRows, local_folder
 from t0jax.data.templates import (
     Rendered,
     Template,
+    TemplateError,
     find_template,
     list_subsets,
     load_templates,
@@ -30,6 +32,11 @@ from t0jax.data.templates import (
 )
 from t0jax.data.vocabulary import Pieces
 from tasks.t0_hub import find_home, find_spec
+
+
+class UnknownDataSet(TemplateError):
+    """The folder of prompts has no such data set."""
+
 
 # ------------------------------------------------------------------------------------------ list, show
 
@@ -44,16 +51,24 @@ def _named(root: Path, datasets: Sequence[str]) -> list[tuple[str, str | None]]:
     """The (data set, subset) pairs of these data sets, of all where none is named.
 
     Raises:
-      TemplateError: no such data set (with suggestions).
+      UnknownDataSet: no such data set (with suggestions).
     """
     known = list_subsets(root)
     found: dict[tuple[str, str | None], None] = {}
     for dataset in datasets:
         inside = [pair for pair in known if dataset in (pair[0], "/".join(filter(None, pair)))]
         if not inside:
-            load_templates(root, dataset)
+            _check_known(root, dataset)
         found |= dict.fromkeys(inside)
     return list(found) if datasets else known
+
+
+def _check_known(root: Path, dataset: str) -> None:
+    """Raises UnknownDataSet where the folder of prompts has no such data set."""
+    try:
+        load_templates(root, dataset)
+    except TemplateError as error:
+        raise UnknownDataSet(str(error)) from error
 
 
 def _spec(dataset: str, subset: str | None, local: str = "") -> DatasetSpec:
@@ -108,12 +123,8 @@ def show(
     if view:
         yield from _seen(rendered, view)
         return
-    yield from (
-        "--- input",
-        rendered.inputs,
-        "--- target",
-        rendered.targets or "(none: the label is hidden)",
-    )
+    target = rendered.targets or f"(none: {targets.why_no_target(rows, row, rendered)})"
+    yield from ("--- input", rendered.inputs, "--- target", target)
     yield from (() if rendered.choices is None else ("--- choices", *rendered.choices))
 
 
@@ -131,7 +142,7 @@ def _split_name(root: Path, dataset: str) -> tuple[str, str | None]:
     for name, subset in list_subsets(root):
         if "/".join(filter(None, (name, subset))) == dataset:
             return name, subset
-    load_templates(root, dataset)  # raises with suggestions
+    _check_known(root, dataset)
     return dataset, None
 
 
@@ -146,6 +157,7 @@ def lint_lines(root: Path, options: argparse.Namespace, levels: Counter[str]) ->
     """
     _check_numbers(options)
     began, prompts, files = time.monotonic(), 0, _named(root, options.datasets)
+    away: list[DataUnavailable] = []
     if options.local and len(files) != 1:
         raise UserError(f"--local is the folder of one data set, not of {len(files)}; name that")
     if options.data and not (options.datasets or os.environ.get("T0JAX_DATA_DIR")):
@@ -158,11 +170,15 @@ def lint_lines(root: Path, options: argparse.Namespace, levels: Counter[str]) ->
         lines: list[str] = []
         if options.data or options.local:
             seen, lines = _lint_rows(
-                root, _spec(name, subset, options.local), templates, found, options
+                root, _spec(name, subset, options.local), templates, found, options, away
             )
             found += seen
         levels.update(finding.level for finding in found)
         yield from (*map(str, found), *lines)
+    for line in _not_looked_at(away, options.local):
+        nothing = len(away) == len(files)
+        levels["error"] += nothing
+        yield f"error: {line}" if nothing else line
     counts = ", ".join(_count(levels[level], level) for level in ("error", "warning", "note"))
     seconds = time.monotonic() - began
     yield f"{_count(len(files), 'file')}, {_count(prompts, 'prompt')}: {counts}; {seconds:.1f} s"
@@ -189,8 +205,12 @@ def _lint_rows(
     templates: Mapping[str, Template],
     found: Sequence[lint.Finding],
     options: argparse.Namespace,
+    away: list[DataUnavailable],
 ) -> tuple[list[lint.Finding], list[str]]:
-    """Findings in the rows of a data set, and its table; nothing where none was named and it is not a local one."""
+    """Findings in the rows of a data set, and its table; nothing where none was named and it is not a local one.
+
+    Data that cannot be had go into `away`.
+    """
     if not options.datasets and local_folder(spec) is None:
         return [], []
     broken = {finding.prompt for finding in found if finding.level == "error"}
@@ -199,9 +219,33 @@ def _lint_rows(
         split = lint_rows.choose_split(spec, options.split, find_home(spec.dataset).splits)
         prompts = [PromptedRows(spec, split, name, prompts_root=str(root)) for name in sound]
         return lint_rows.check_data(prompts, options.rows, _ruler(options))
-    except (DataUnavailable, DataError) as error:
+    except DataUnavailable as error:
+        away.append(error)
+        return [], []
+    except DataError as error:
         text = str(error).removeprefix(f"{spec.name}: ")
         return [lint.Finding(spec.name, "", "error", text)], []
+
+
+def _not_looked_at(away: Sequence[DataUnavailable], local: str) -> Iterator[str]:
+    """A line a reason, for data that cannot be had."""
+    reasons: dict[str, list[DataUnavailable]] = {}
+    for error in away:
+        # Which repository was asked for is no reason of its own.
+        reason = (
+            re.sub(r"'[^']+'(?= on the Hub)", "the repository", error.reason)
+            if len(away) > 1
+            else ""
+        )
+        reasons.setdefault(reason or error.reason, []).append(error)
+    for reason, errors in reasons.items():
+        names = ", ".join(error.dataset for error in errors)
+        name, way_out = errors[0].dataset, errors[0].way_out
+        if len(errors) > 1:
+            name, way_out = "NAME", "put the data below T0JAX_DATA_DIR"
+        own = "" if local else f"or with a folder of your own: lint {name} --local FOLDER"
+        said = f"not looked at with data: {names}: {reason}"
+        yield "; ".join(filter(None, (said, way_out, own)))
 
 
 def _ruler(options: argparse.Namespace) -> lint_rows.Ruler:
@@ -211,7 +255,7 @@ def _ruler(options: argparse.Namespace) -> lint_rows.Ruler:
 
 
 def mixture_lines(options: argparse.Namespace) -> Iterator[str]:
-    """The table of a mixture's shares.
+    """The table of a mixture's shares, and its prompts that are not there.
 
     Raises:
       UserError: there is no such mixture, or its rows cannot be counted.
@@ -224,7 +268,8 @@ def mixture_lines(options: argparse.Namespace) -> Iterator[str]:
     data = config.Data(
         mixture=options.name, modules=modules, rates=options.rates, split=options.split
     )
-    return shares.table(options.name, shares.find_shares(data, options.by, options.data))
+    yield from shares.table(options.name, shares.find_shares(data, options.by, options.data))
+    yield from shares.unknown_prompts(data)
 
 
 # ---------------------------------------------------------------------------------------- command line
@@ -234,7 +279,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m scripts.prompts", description=(__doc__ or "").split("\n")[0]
     )
-    parser.add_argument("--prompts-dir", default="", help="promptsource's `templates` folder")
+    folder = {"metavar": "FOLDER", "help": "promptsource's `templates`, or prompts of your own"}
+    parser.add_argument("--prompts-dir", default="", **folder)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser(
         "fetch", help="download promptsource 0.2.3's templates into the cache folder"
@@ -244,6 +290,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_show(commands.add_parser("show", help="render one row"))
     _add_lint(commands.add_parser("lint", help="say what is wrong with prompts"))
     _add_mixture(commands.add_parser("mixture", help="say what a mixture is made of"))
+    for (
+        command
+    ) in commands.choices.values():  # a default here would undo what stands before the command
+        command.add_argument("--prompts-dir", default=argparse.SUPPRESS, **folder)
     return parser
 
 
@@ -324,6 +374,10 @@ def main(argv: Sequence[str]) -> int:
         for line in _run(options, levels):
             print(line)
         sys.stdout.flush()
+    except UnknownDataSet as error:
+        if options.prompts_dir:
+            raise
+        raise UnknownDataSet(f"{error}; prompts of your own: --prompts-dir FOLDER") from error
     except BrokenPipeError:  # the reader, say `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return int(bool(levels["error"] or (levels["warning"] and options.strict)))

@@ -257,6 +257,40 @@ def test_table(found):
     assert cells["conditional"][1] == "54.5"
 
 
+@pytest.mark.parametrize(
+    ("jinja", "labels", "level", "text"),
+    [
+        ("answer_choices[label]", [0, 1, 2, 2], "error",
+         "row 2: no target: label is 2, and answer_choices[label] wants 0 to 1; the same in 2 of 4 rows (2, 3)"),
+        ("answer_choices[label]", ["good", "bad"], "error",
+         "row 0: no target: label is 'good', and answer_choices[label] wants a number, 0 to 1 (or write {{label}}"),
+        ("answer_choices[label]", [0.0, 1.0], "error", "label is 0.0, and answer_choices[label] wants a whole number"),
+        ("answer_choices[label - 1]", [1, 2, 3], "error", "row 2: no target: label is 3, and for it"),
+        ("{0: 'no', 1: 'yes'}[label]", [0, 1, 2], "error", "row 2: no target: label is 2, and for it"),
+        ("answer_choices[mood]", [0, 1, 2], "error", "row 2: no target: mood is 2, and answer_choices[mood]"),
+        ("answer_choices[label]", [0, 1, -1, None], "note", "2 of 4 rows (2, 3) have no target: a hidden label"),
+        ("answer_choices[label]", [""], "warning", "1 of 1 rows (0) have no target: a hidden label"),
+        ("q[5:]", [0, 1, 2], "note", "1 of 3 rows (1) have no target: a hidden label, or it renders none"),
+        ("answer_choices[label] if q != 'wait' else ''", [0, 1], "note", "1 of 2 rows (1) have no target"),
+    ],
+)  # fmt: skip
+def test_labels_outside_the_choices_are_errors(tmp_path, jinja, labels, level, text):
+    """Hidden are -1, '' and nothing alone; a target that is empty whatever the label is no error."""
+    name = "mood" if "mood" in jinja else "label"
+    template = {"name": "ask", "jinja": f"{{{{q}}}}? ||| {{{{ {jinja} }}}}"}
+    template |= {} if jinja.startswith("q") else {"answer_choices": "no ||| yes"}
+    write(tmp_path / "prompts", "mine", "templates:\n  id: !Template " + json.dumps(template))
+    values = [{"q": ("really", "wait")[k % 2], name: label} for k, label in enumerate(labels)]
+    lines = "".join(json.dumps(row) + "\n" for row in values)
+    (tmp_path / "validation.jsonl").write_text(lines)
+    spec = DatasetSpec("mine", local=str(tmp_path))
+    rows = PromptedRows(spec, "validation", "ask", prompts_root=str(tmp_path / "prompts"))
+    findings, _ = lint_rows.check_data([rows], 200, lint_rows.Ruler(None, 8, 8))
+    said = [(f.level, f.text) for f in findings if "no target" in f.text]
+    assert [how for how, _ in said] == [level]
+    assert text in said[0][1]
+
+
 def test_a_negative_number_of_rows_is_refused():
     with pytest.raises(ValueError, match="limit=-5 is negative"):
         lint_rows.check_data([], -5, lint_rows.Ruler(None, 8, 8))

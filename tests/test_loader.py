@@ -334,14 +334,36 @@ def test_a_vocabulary_with_other_extra_ids_is_refused(registry):
 def test_missing_data_sets_are_told_in_one_table(registry, caplog):
     data = dataclasses.replace(registry, mixture="loader_some")
     with pytest.raises(
-        DataUnavailable, match=r"(?s)1 of 2 tasks.*pets +1 tasks .*zoo does not exist"
+        DataUnavailable, match=r"(?s)1 data set \(1 of 2 tasks.*pets +1 task .*zoo does not exist"
     ):
         make_loader(data)
     rest = make_loader(dataclasses.replace(data, available_only=True))
     assert rest.tasks == ("loader_pets",)
-    assert "going on with the other 1 tasks" in caplog.text
+    assert "going on with the other 1 task" in caplog.text
+    caplog.clear()
     with pytest.raises(config.ConfigError, match="none of the data sets of 'loader_zoo'"):
         make_loader(dataclasses.replace(data, mixture="loader_zoo", available_only=True))
+    assert "1 data set (1 of 1 task)" in caplog.text
+    assert "going on" not in caplog.text
+
+
+def test_the_way_out_of_missing_data_is_said_once(registry, monkeypatch):
+    """Where it belongs, that no folder is set, and to go on with the rest only where there is one."""
+    monkeypatch.delenv("T0JAX_DATA_DIR", raising=False)
+
+    def message(rest):
+        missing = {("pets", "not here", "put the data at <T0JAX_DATA_DIR>/pets.csv"): ["a", "b"]}
+        with pytest.raises(DataUnavailable) as caught:
+            loader_lib._report(config.Data(mixture="zoo"), missing, 2 + rest)
+        return str(caught.value)
+
+    head = "1 data set (2 of 2 tasks) of 'zoo' cannot be had:\n"
+    line = "  pets    2 tasks  not here; <T0JAX_DATA_DIR>/pets.csv"
+    way_out = "put the data there (T0JAX_DATA_DIR is not set)"
+    assert message(0) == f"pets: {head}{line}; {way_out}"
+    assert message(1).endswith(f"{way_out}, or go on with the rest by data.available_only: true")
+    monkeypatch.setenv("T0JAX_DATA_DIR", "/here")
+    assert "(T0JAX_DATA_DIR is /here)" in message(1)
 
 
 def test_an_unknown_mixture_gets_a_suggestion(registry):

@@ -213,7 +213,7 @@ def test_seqio_gives_the_same_elements(world):
         assert row["targets"].tolist() == [*vocabulary.encode("good"), 1]
         found = list(rank.get_dataset(lengths, "validation", shuffle=False).as_numpy_iterator())
         assert [bool(choice["is_correct"]) for choice in found] == [True, False]
-        with pytest.raises(ValueError, match="of own has no answer choices"):
+        with pytest.raises(ValueError, match="own/train: no column answer_choices, so rank"):
             rank.source.get_dataset("train")
     finally:
         seqio.TaskRegistry.remove("p3_own")
@@ -227,6 +227,19 @@ def test_numbers_that_csv_took_for_text_are_refused(world, tmp_path):
         DataError, match=r"own/train, row 0: targets_pretokenized is 4, int, not text"
     ):
         rows[0]
+
+
+def test_choices_of_csv_without_their_separator_are_refused(world, tmp_path):
+    """One choice that is the target, or a row without a label, says nothing."""
+    head = "inputs_pretokenized,targets_pretokenized,answer_choices\n"
+    lines = 'film,red,"red, green, blue"\nfilm,<NO LABEL>,"red, green"\nfilm,red,red\n'
+    (tmp_path / "train.csv").write_text(head + lines)
+    rows = sources.RenderedSource(DatasetSpec("own", local=str(tmp_path))).rows("train")
+    with pytest.raises(
+        DataError, match=r"'red, green, blue'.*\|\|\| separates choices: bad \|\|\|"
+    ):
+        rows[0]
+    assert [rows[k].choices for k in (1, 2)] == [("red, green",), ("red",)]
 
 
 def test_mixtures_are_those_of_t0():

@@ -121,7 +121,20 @@ def test_show_renders_one_row(folder, capsys):
     prompts.main(["show", "mine", "ask", "--row", "1"])
     assert "does not apply" in capsys.readouterr().out
     prompts.main(["show", "mine", "ask", "--row", "2"])
-    assert "hidden" in capsys.readouterr().out
+    assert "(none: the prompt renders an empty one)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("label", "why"),
+    [(-1, "the label is hidden"), (2, "label is 2, and answer_choices[label] wants 0 to 1")],
+)
+def test_show_says_why_there_is_no_target(folder, capsys, label, why):
+    path = folder / "mine" / "templates.yaml"
+    path.write_text(path.read_text().replace("{{ a }}", "{{ answer_choices[label] }}"))
+    row = folder.parent / "data" / "mine" / "default" / "train.jsonl"
+    row.write_text(json.dumps({"q": "Is it?", "label": label}) + "\n")
+    prompts.main(["show", "mine", "ask"])
+    assert f"--- target\n(none: {why})" in capsys.readouterr().out
 
 
 def test_show_puts_every_choice_through_a_view(folder, capsys):
@@ -189,9 +202,11 @@ def test_lint_looks_at_rows(folder, capsys, monkeypatch):
 def test_lint_says_what_is_not_there(folder, capsys, monkeypatch):
     status, lines = lint(capsys, "mine", "--local", str(folder / "nowhere"))
     assert status == 1
-    assert lines[0].startswith("mine: error: its folder")
+    assert lines[0].startswith("error: not looked at with data: mine: its folder")
+    assert "--local FOLDER" not in lines[0]
     status, lines = lint(capsys, "mine", "--data", "--split", "test")
-    assert "mine: error: no split 'test'" in lines[0]
+    assert status == 1
+    assert "error: not looked at with data: mine: no split 'test'" in lines[0]
     with pytest.raises(UserError, match="did you mean 'mine'"):
         prompts.main(["lint", "mime"])
     with pytest.raises(UserError, match="folder of one data set, not of 2"):
@@ -199,6 +214,52 @@ def test_lint_says_what_is_not_there(folder, capsys, monkeypatch):
     monkeypatch.delenv("T0JAX_DATA_DIR")
     with pytest.raises(UserError, match="set T0JAX_DATA_DIR"):
         prompts.main(["lint", "--data"])
+
+
+def test_lint_says_in_a_line_what_cannot_be_had(folder, capsys):
+    (folder / "also").mkdir()
+    (folder / "also" / "templates.yaml").write_text(FILE.format("also"))
+    assert prompts.main(["lint", "mine", "also", "me/own", "--data"]) == 0
+    (line,) = (part for part in capsys.readouterr().out.splitlines() if "not looked" in part)
+    assert line.startswith("not looked at with data: also, me/own: the repository on the Hub")
+    assert line.endswith(
+        "below T0JAX_DATA_DIR; or with a folder of your own: lint NAME --local FOLDER"
+    )
+    assert prompts.main(["lint", "also", "me/own", "--data"]) == 1
+    out = capsys.readouterr().out
+    assert out.count("error: not looked at with data: also, me/own: ") == 1
+    assert "2 prompts: 1 error, 0 warnings, 0 notes" in out
+    assert prompts.main(["lint", "also", "--data"]) == 1
+    assert "<T0JAX_DATA_DIR>/also/default/" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("place", [0, 1])
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["lint", "mine"], "1 file, 1 prompt"),
+        (["list", "--dataset", "mine"], "mine: 1 prompts"),
+        (["show", "mine", "ask"], "Is it?"),
+    ],
+)
+def test_the_folder_of_prompts_is_named_before_or_behind_the_command(
+    folder, capsys, monkeypatch, place, argv, said
+):
+    monkeypatch.setenv("T0JAX_PROMPTS_DIR", "/nowhere")
+    named = ["--prompts-dir", str(folder)]
+    assert prompts.main([*argv[:place], *named, *argv[place:]]) == 0
+    assert said in capsys.readouterr().out
+    with pytest.raises(UserError) as caught:
+        prompts.main(["--prompts-dir", str(folder), "lint", "other"])
+    assert "--prompts-dir" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "argv", [["lint", "other"], ["list", "--dataset", "other"], ["show", "other", "ask"]]
+)
+def test_unknown_data_sets_hint_at_the_folder_of_prompts(folder, argv):
+    with pytest.raises(UserError, match=r"no prompts for data set 'other'.*--prompts-dir FOLDER"):
+        prompts.main(argv)
 
 
 @pytest.mark.parametrize(
@@ -285,16 +346,32 @@ def test_mixture_counts_rows(mixture, capsys):
         ["mine", "2", "4", "50.00"],
         ["all", "3", "8", "100.00"],
     ]
-    counted, total, missing, reason = lines("--data")
+    counted, total, legend, missing, reason = lines("--data")
+    assert legend[:2] == ["passes/M:", "how"]
     assert counted == ["mine", "2", "4", "100.00", "3", "333333.33"]
     assert total == ["all", "2", "4", "100.00"]
-    assert missing[0] == "1"
+    assert " ".join(missing[:5]) == "1 data set (1 task)"
     assert " ".join(reason).endswith("does not exist: me/own")
     assert lines("--rates", "rows")[0] == ["mine", "2", "6", "100.00", "3", "333333.33"]
     assert [line[2:4] for line in lines("--data", "--by", "task")[:2]] == [
         ["3", "75.00"],
         ["1", "25.00"],
     ]
+    assert lines("--data", "--by", "task")[-2:] == [missing, reason]
+
+
+def test_mixture_names_prompts_that_are_not_there(mixture, folder, capsys, monkeypatch):
+    """Without data; and where there is no folder of prompts, nothing is said of them."""
+    argv = ["mixture", mixture, "--module", "t0jax"]
+    (folder / "me" / "own" / "templates.yaml").write_text(FILE.format("x").replace("ask", "asks"))
+    prompts.main(argv)
+    *_, head, line = capsys.readouterr().out.splitlines()
+    task = f"{folder.parent.name}_2".replace("-", "_")
+    assert head == "1 task cannot be read, for want of the prompt:"
+    assert line == f"  unknown prompt 'ask' for me/own; did you mean 'asks'?: {task}"
+    monkeypatch.setattr("t0jax.data.shares.prompts_dir", lambda root: prompts_dir("/nowhere"))
+    prompts.main(argv)
+    assert "cannot be read" not in capsys.readouterr().out
 
 
 def test_mixture_says_what_is_not_there():

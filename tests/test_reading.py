@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from t0jax import config
 from t0jax.data import iterators, reading
 from t0jax.data.iterators import IndexLoader
 from t0jax.data.reading import ReadError, Stream, Task
+from t0jax.data.rows import DatasetSpec
 from t0jax.data.templates import Rendered
 
 DATA = config.Data(
@@ -345,6 +347,43 @@ def test_a_task_that_gives_no_example_is_named(monkeypatch):
         take(IndexLoader(stream(FakeRows("a", 50), EmptyRows("empty", 30))), 100)
     with pytest.raises(ReadError, match="task 'odd' gave no example in 200 draws"):
         next(IndexLoader(stream(Unspellable("odd", 30))))
+
+
+@dataclasses.dataclass(frozen=True)
+class Untold(FakeRows):
+    """A part of the rows has no target; to every third one the prompt does not apply."""
+
+    untold: int = 2
+    spec: object = None
+
+    def __getitem__(self, i):
+        rendered = super().__getitem__(i)
+        if rendered and i % self.untold == 0:
+            return dataclasses.replace(rendered, targets="")
+        return rendered
+
+
+LOCAL = DatasetSpec("mine", local="here")
+WARNING = r"(\d+) of the first 100 rows drawn from (\w+) have no target and are left out \(labels hidden, or outside"
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_many_rows_without_a_target_are_told_once_a_task(workers, caplog, capfd):
+    """Half of the rows that the prompt applies to, and so many; a fortieth is not told of."""
+    rows = Untold("half", 600, spec=LOCAL), Untold("few", 600, 60)
+    with IndexLoader(stream(*rows, workers=workers)) as loader:
+        batches = take(loader, 60)
+    said = caplog.text if workers == 0 else capfd.readouterr().err
+    ((count, task),) = re.findall(WARNING, said)
+    assert task == "half"
+    assert 20 <= int(count) <= 48  # a third is expected: 33, and a standard deviation of 4.7
+    assert "answer choices): run `python -m scripts.prompts lint mine --local here`" in said
+    assert_same(batches, take(IndexLoader(stream(*rows)), 60))
+
+
+def test_rows_that_the_prompt_does_not_apply_to_are_not_told_of(caplog):
+    take(IndexLoader(stream(FakeRows("a", 300), Untold("b", 300, 1000))), 60)
+    assert "no target" not in caplog.text
 
 
 def test_long_texts_are_trimmed_on_the_right_and_eos_comes_before_the_trim():

@@ -12,9 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
+from t0jax import config
 from t0jax.data import rows as rows_lib
 from t0jax.data.rows import DataError, DatasetSpec, DataUnavailable, PromptedRows, open_rows
 from t0jax.data.templates import TemplateError, load_templates
+from t0jax.data.vocabulary import Pieces
+from t0jax.evaluate.tasks import Encoder, RankTask
+from t0jax.results import EvaluationError
 from tasks import t0_hub
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -338,6 +342,23 @@ def test_hidden_labels_are_not_the_last_choice(tmp_path, prompts):
     spec = local(tmp_path, [{"text": "Fine.", "label": -1}, {"text": "Fine.", "label": 1}])
     prompted = PromptedRows(spec, "train", "good or bad", 0, prompts)
     assert [prompted[i].targets for i in range(2)] == ["", "good"]
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        (-1, "the label is hidden; score a split with labels, or leave"),
+        (2, r"label is 2, and answer_choices\[label\] wants 0 to 1; correct the labels, or leave"),
+    ],
+)
+def test_scoring_says_why_a_row_has_no_answer(tmp_path, prompts, label, message):
+    spec = local(tmp_path, [{"text": "Fine.", "label": label}])
+    rows = PromptedRows(spec, "train", "good or bad", 0, prompts)
+    encoder = Encoder(Pieces("none"), config.Evaluate())
+    with pytest.raises(
+        EvaluationError, match=f"row 0: no known answer in reviews train: {message}"
+    ):
+        encoder.example(0, RankTask("reviews", rows), 0, rows[0])
 
 
 SENTENCES = """\

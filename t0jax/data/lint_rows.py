@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from t0jax.data import views
+from t0jax.data import targets, views
 from t0jax.data.instructions import SEPARATOR
 from t0jax.data.lint import Finding, Issue
 from t0jax.data.rows import DataError, DatasetSpec, PromptedRows, available_splits, open_rows
@@ -77,6 +77,8 @@ class Seen:
     """(row, number of parts that it rendered)."""
     failed: list[tuple[int, str]] = field(default_factory=list)
     """(row, what went wrong)."""
+    outside: list[tuple[int, str]] = field(default_factory=list)
+    """(row without a target though its label is told, what is wrong with the label)."""
     separated: list[int] = field(default_factory=list)
     """Rows whose data have a separator."""
 
@@ -186,6 +188,8 @@ def look(rows: PromptedRows, numbers: Sequence[int]) -> Seen:
                 seen.skipped.append((number, len(rows.template.apply(row)[0])))
             else:
                 seen.rendered.append((number, rendered))
+                if outside := targets.outside_choices(rows, number, rendered):
+                    seen.outside.append((number, outside))
         except TemplateError as error:
             seen.failed.append((number, _reason(error)))
     return seen
@@ -233,13 +237,18 @@ def _application_issues(seen: Seen) -> Iterator[Issue]:
 
 
 def _target_issues(seen: Seen) -> Iterator[Issue]:
-    hidden = [row for row, rendered in seen.rendered if not rendered.targets]
+    outside = dict(seen.outside)
+    if outside:
+        row, why = seen.outside[0]
+        yield "error", f"row {row}: no target: {why}; the same in {_of(seen, list(outside))}"
+    empty = [row for row, rendered in seen.rendered if not rendered.targets]
+    hidden = [row for row in empty if row not in outside]
     if hidden:
         level = "warning" if len(hidden) == len(seen.rendered) else "note"
         yield level, f"{_of(seen, hidden)} have no target: a hidden label, or it renders none"
-    targets = {rendered.targets for _, rendered in seen.rendered if rendered.targets}
-    if len(targets) == 1 and len(seen.rendered) - len(hidden) > 1:
-        yield "warning", f"the target of all rows is {next(iter(targets))!r:.100}"
+    answers = {rendered.targets for _, rendered in seen.rendered if rendered.targets}
+    if len(answers) == 1 and len(seen.rendered) - len(empty) > 1:
+        yield "warning", f"the target of all rows is {next(iter(answers))!r:.100}"
 
 
 def _choice_issues(seen: Seen) -> Iterator[Issue]:

@@ -81,9 +81,9 @@ def make_stream(data: config.Data, rates: Mapping[str, float], pieces: Pieces) -
     if missing:
         _report(data, missing, len(rates))
     if not opened:
-        where = os.environ.get("T0JAX_DATA_DIR")
-        hint = f"T0JAX_DATA_DIR is {where}" if where else "T0JAX_DATA_DIR is not set"
-        raise config.ConfigError(f"none of the data sets of {data.mixture!r} can be had; {hint}")
+        raise config.ConfigError(
+            f"none of the data sets of {data.mixture!r} can be had; {_data_dir()}"
+        )
     with_words = [task for task in opened if _has_words(task)]
     _tell_left_out(opened, with_words, "their prompts have no words to generate")
     if not with_words:
@@ -184,18 +184,35 @@ def _report(
     data: config.Data, missing: Mapping[tuple[str, str, str], list[str]], task_count: int
 ) -> None:
     """Logs the table of unavailable data sets, or raises it."""
-    lost = sum(map(len, missing.values()))
-    head = f"{len(missing)} data sets ({lost} of {task_count} tasks) of {data.mixture!r} cannot be had:"
-    width = max(len(dataset) for dataset, _, _ in missing)
-    lines = [
-        f"  {dataset:{width}}  {len(names):3d} tasks  {reason}"
-        + (f"; {way_out}" if way_out else "")
-        for (dataset, reason, way_out), names in missing.items()
-    ]
-    table = "\n".join([head, *lines])
+    rest = task_count - sum(map(len, missing.values()))
+    table = "\n".join(_missing_lines(data.mixture, missing, task_count))
     if data.available_only:
-        _warn_once(f"{table}\n  going on with the other {task_count - lost} tasks")
+        _warn_once(table + (f"\n  going on with the other {_count(rest, 'task')}" if rest else ""))
         return
+    ways_out = [f"put the data there ({_data_dir()})"]
+    ways_out += ["go on with the rest by data.available_only: true"] if rest else []
     datasets = ", ".join(dataset for dataset, _, _ in missing)
-    way_out = "put them into T0JAX_DATA_DIR, or go on with the rest by data.available_only: true"
-    raise DataUnavailable(datasets, table, way_out)
+    raise DataUnavailable(datasets, table, ", or ".join(ways_out))
+
+
+def _missing_lines(
+    mixture: str, missing: Mapping[tuple[str, str, str], list[str]], task_count: int
+) -> Iterator[str]:
+    lost = sum(map(len, missing.values()))
+    head = f"{_count(len(missing), 'data set')} ({lost} of {_count(task_count, 'task')})"
+    yield f"{head} of {mixture!r} cannot be had:"
+    width = max(len(dataset) for dataset, _, _ in missing)
+    for (dataset, reason, way_out), names in missing.items():
+        place = way_out.removeprefix("put the data at ")  # said once, below the table
+        yield f"  {dataset:{width}}  {_count(len(names), 'task'):>9}  {reason}" + (
+            place and f"; {place}"
+        )
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}" + ("" if number == 1 else "s")
+
+
+def _data_dir() -> str:
+    where = os.environ.get("T0JAX_DATA_DIR")
+    return f"T0JAX_DATA_DIR is {where}" if where else "T0JAX_DATA_DIR is not set"

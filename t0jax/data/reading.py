@@ -7,6 +7,7 @@ module nor anything it reaches may import TensorFlow, seqio or JAX.
 """
 
 import contextlib
+import functools
 import os
 import pickle
 import queue
@@ -26,6 +27,8 @@ from t0jax import config
 from t0jax.data import packing, views
 from t0jax.data.encoding import Encoded, PairEncoder, Tokeniser
 from t0jax.data.mixing import MixtureOrder
+from t0jax.data.targets import TargetWatch
+from t0jax.data.templates import Rendered
 
 READ_AHEAD = 64
 """Draws that are rendered and tokenised at a time."""
@@ -115,10 +118,12 @@ def read_texts(stream: Stream) -> Iterator[list[str]]:
 class Cursor:
     """What the shards that are read together share: the order, and which tasks have given no example yet."""
 
-    def __init__(self, stream: Stream):
+    def __init__(self, stream: Stream, warns: bool = False):
+        """`warns` of tasks many of whose rows have no target, which one of the readers of a stream should do."""
         self.order = stream.order()
         self._tasks = stream.tasks
         self._barren: dict[int, int] = dict.fromkeys(range(len(stream.tasks)), 0)
+        self.targets = TargetWatch(stream.tasks if warns else ())
 
     def watch(self, tasks: Sequence[int], found: Sequence[object]) -> None:
         """Takes note of which draws gave an example.
@@ -137,7 +142,7 @@ class Cursor:
                     raise ReadError(
                         f"task '{self._tasks[task].name}' gave no example in {MAX_BARREN:,} draws: its prompt does "
                         "not apply to these rows, or leaves inputs or targets empty, of text or of pieces (columns "
-                        "renamed? hidden labels?)"
+                        "renamed? labels hidden, or outside the answer choices?)"
                     )
 
 
@@ -171,7 +176,13 @@ class _DrawReader:
         draws = self._draws[self._offset : self._offset + READ_AHEAD]
         tasks = draws.task.tolist()
         lessons = [
-            render(self._tasks[task], row, epoch, self._data)
+            render(
+                self._tasks[task],
+                row,
+                epoch,
+                self._data,
+                functools.partial(self._cursor.targets.see, task),
+            )
             for task, row, epoch in zip(
                 tasks, draws.row.tolist(), draws.epoch.tolist(), strict=True
             )
@@ -183,13 +194,20 @@ class _DrawReader:
         return [(first + i, example) for i, example in enumerate(examples) if example is not None]
 
 
-def render(task: Task, row: int, epoch: int, data: config.Data) -> views.Lesson | None:
+def render(
+    task: Task,
+    row: int,
+    epoch: int,
+    data: config.Data,
+    see: Callable[[Rendered | None], None] = lambda _: None,
+) -> views.Lesson | None:
     """What one row teaches, or None where it gives no training example.
 
     The wrong choices are drawn anew in every epoch, by `data.seed`.
 
     Args:
       row: its number in the data set, or among the rows that the task is cut down to.
+      see: is shown what the prompt makes of it.
 
     Raises:
       ReadError: names the task and the row.
@@ -197,6 +215,7 @@ def render(task: Task, row: int, epoch: int, data: config.Data) -> views.Lesson 
     row = task.chosen[row] if task.chosen else row
     try:
         rendered = task.rows[row]
+        see(rendered)
         if rendered is None:
             return None
         draw = f"{data.seed}:{task.name}:{row}:{epoch}"
@@ -294,7 +313,7 @@ class PartReader:
 
     def __init__(self, stream: Stream, rows: int, places: Mapping[int, Place]):
         """`rows` are taken per shard; `places` names the shards and where each starts."""
-        cursor = Cursor(stream)
+        cursor = Cursor(stream, warns=0 in places)
         self._rows = rows
         self._readers = {
             shard: ShardReader(stream, cursor, shard, place) for shard, place in places.items()

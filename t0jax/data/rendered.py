@@ -91,7 +91,25 @@ class RenderedRows(PromptedRows):
         if not inputs:
             return None
         targets = "" if targets == NO_LABEL else targets
-        return Rendered(inputs, targets, _choices(row.get(CHOICES)))
+        choices = row.get(CHOICES)
+        if (
+            isinstance(choices, str)
+            and "|||" not in choices
+            and targets not in ("", choices.strip())
+        ):
+            raise DataError(
+                f"{self.rows.name}, row {index}: {CHOICES} is {choices!r:.200}, one choice that is not the target; "
+                "in CSV ||| separates choices: bad ||| good"
+            )
+        return Rendered(inputs, targets, _choices(choices))
+
+    def require_choices(self) -> None:
+        """Raises ValueError where the text has no column of choices, which rank classification needs."""
+        if self.template.answer_choices is None:
+            raise ValueError(
+                f"{self.rows.name}: no column {CHOICES}, so rank classification has nothing to score; add it: a list "
+                "of texts, in CSV one text with ||| between choices"
+            )
 
     def data_files(self) -> list[str]:
         """The files that the rows come from."""

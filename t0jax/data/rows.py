@@ -36,6 +36,8 @@ from t0jax.data.templates import Rendered, Template, TemplateError, find_templat
 HUB_TIMEOUT_S = 5.0
 PARQUET_REVISION = "refs/convert/parquet"
 """The branch on which the Hub keeps its own parquet conversion of a repository that only has a loading script."""
+HIDDEN = (-1, "-1", "", None)
+"""What a label column holds where the answer is not told."""
 
 __all__ = [
     "DataError",
@@ -439,7 +441,7 @@ class PromptedRows:
             raise TemplateError(f"{self.key}, row {index}: {error}") from error
         if rendered is None:
             return None
-        if rendered.targets and self._label_hidden(row):
+        if rendered.targets and self.label_hidden(row):
             rendered = replace(rendered, targets="")
         return self._in_other_words(rendered) if self.label_words else rendered
 
@@ -470,10 +472,9 @@ class PromptedRows:
     def _seed(self, index: int) -> int:
         return zlib.crc32(f"{self.seed}:{self.split}:{index}".encode())
 
-    def _label_hidden(self, row: Mapping[str, Any]) -> bool:
-        return any(
-            column in row and row[column] in (-1, "-1", "", None) for column in self.spec.labels
-        )
+    def label_hidden(self, row: Mapping[str, Any]) -> bool:
+        """Whether a label that the prompt reads is not told."""
+        return any(column in row and row[column] in HIDDEN for column in self.spec.labels)
 
     def data_files(self) -> list[str]:
         """The files that the rows come from."""

@@ -1,13 +1,15 @@
 """How a mixture is made up: which share of its examples each data set or task has."""
 
+import contextlib
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from t0jax import config
 from t0jax.data.registry import find_tasks
 from t0jax.data.rows import DataUnavailable
+from t0jax.data.templates import TemplateError, find_template, prompts_dir
 
 MILLION = 1_000_000
 
@@ -23,6 +25,7 @@ class Share:
       rows: examples of the data set, where they were counted.
       missing: why its data cannot be had, where that was found out; then it has no share.
       split: of a task that was opened: the split's name in the data.
+      data: the data set, of a task too.
     """
 
     name: str
@@ -32,6 +35,7 @@ class Share:
     rows: int | None = None
     missing: str = ""
     split: str = ""
+    data: str = ""
 
     @property
     def passes(self) -> float | None:
@@ -56,11 +60,15 @@ def find_shares(
 
     found = {name: sources.seqio.TaskRegistry.get(name).source for name in rates}
     opened = count or data.rates == "rows"
-    tasks = [_task(name, rates[name], found[name], data, opened) for name in rates]
+    tasks = [
+        replace(
+            _task(name, rates[name], found[name], data, opened), data=_data_set(name, found[name])
+        )
+        for name in rates
+    ]
     groups: dict[str, list[Share]] = {}
     for task in tasks:
-        key = task.name if by == "task" else _data_set(task.name, found[task.name])
-        groups.setdefault(key, []).append(task)
+        groups.setdefault(task.name if by == "task" else task.data, []).append(task)
     total = math.fsum(task.rate for task in tasks if not task.missing)
     shares = [_together(name, members, total) for name, members in groups.items()]
     return sorted(shares, key=lambda share: (-share.share, share.name))
@@ -83,6 +91,8 @@ def _task(name: str, rate: float, source: Any, data: config.Data, opened: bool) 
         count = len(rows)
     except DataUnavailable as error:
         return Share(name, 1, rate, 0.0, None, error.reason)
+    except TemplateError as error:
+        raise config.ConfigError(f"task {name!r}: {error}") from error
     weight = float(count) if data.rates == "rows" else rate
     return Share(name, 1, weight, 0.0, count, split=rows.split)
 
@@ -93,7 +103,9 @@ def _together(name: str, tasks: Sequence[Share], total: float) -> Share:
     rows = {task.split: task.rows for task in there if task.rows}  # tasks of a split share its rows
     missing = "" if there else tasks[0].missing
     share = rate / total if total else 0.0
-    return Share(name, len(tasks), rate, share, sum(rows.values()) or None, missing)
+    return Share(
+        name, len(tasks), rate, share, sum(rows.values()) or None, missing, "", tasks[0].data
+    )
 
 
 def table(mixture: str, shares: list[Share]) -> Iterator[str]:
@@ -107,6 +119,8 @@ def table(mixture: str, shares: list[Share]) -> Iterator[str]:
     for line in lines:
         cells = (f"{cell:>{width}}" for cell, width in zip(line[1:], widths[1:], strict=True))
         yield f"{line[0]:{widths[0]}}  {'  '.join(cells)}".rstrip()
+    if counted:
+        yield "passes/M: how often each row is read in a million examples"
     yield from _missing([share for share in shares if share.missing])
 
 
@@ -123,9 +137,58 @@ def _numbers(tasks: int, rate: float, share: float) -> list[str]:
 
 
 def _missing(shares: Sequence[Share]) -> Iterator[str]:
-    reasons: dict[str, list[str]] = {}
-    for share in shares:
-        reasons.setdefault(share.missing, []).append(share.name)
-    if reasons:
-        yield f"{len(shares)} cannot be had, and are left out:"
-        yield from (f"  {reason}: {', '.join(sorted(names))}" for reason, names in reasons.items())
+    if shares:
+        data_sets = _count(len({share.data for share in shares}), "data set")
+        tasks = _count(sum(share.tasks for share in shares), "task")
+        yield f"{data_sets} ({tasks}) cannot be had, left out:"
+        yield from _by_reason((share.missing, share.data) for share in shares)
+
+
+def _by_reason(pairs: Iterable[tuple[str, str]]) -> Iterator[str]:
+    """A line a reason, with the names that it holds for, of (reason, name) pairs."""
+    reasons: dict[str, set[str]] = {}
+    for reason, name in pairs:
+        reasons.setdefault(reason, set()).add(name)
+    yield from (f"  {reason}: {', '.join(sorted(names))}" for reason, names in reasons.items())
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number:,} {thing}" + ("" if number == 1 else "s")
+
+
+# ---------------------------------------------------------------------------------------------- prompts
+
+
+def unknown_prompts(data: config.Data) -> Iterator[str]:
+    """Lines that name the tasks of `data.mixture` whose prompts are not in the folder of prompts, where there is one.
+
+    Raises:
+      config.ConfigError: no such mixture.
+    """
+    rates = find_tasks(data)
+    from t0jax.data import sources
+
+    found = {name: sources.seqio.TaskRegistry.get(name).source for name in rates}
+    prompted = {
+        name: source
+        for name, source in found.items()
+        if isinstance(source, sources.PromptSource)
+        and not isinstance(source, sources.RenderedSource)
+    }
+    lacking = list(_lacking(prompted))
+    if lacking:
+        yield f"{_count(len(lacking), 'task')} cannot be read, for want of the prompt:"
+        yield from _by_reason(lacking)
+
+
+def _lacking(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """(what is wrong, task) of the tasks whose prompts are not in their folder of prompts."""
+    for name, source in found.items():
+        root = None
+        with contextlib.suppress(TemplateError):
+            root = prompts_dir(source.prompts_root)
+        try:
+            if root:
+                find_template(root, source.spec.dataset, source.spec.subset, source.template_name)
+        except TemplateError as error:
+            yield str(error), name

@@ -274,11 +274,12 @@ def check_rows(task: RankTask, rows: Sequence[int]) -> None:
 
 
 def _no_gold(task: RankTask, row: int, rendered: Rendered) -> str:
+    way_out = "score a split with labels"
     if not rendered.targets:
         reason = targets.why_no_target(task.rows, row, rendered)
         why = f"no known answer in {task.rows.spec.name} {task.rows.split}: {reason}"
+        if targets.outside_choices(task.rows, row, rendered):
+            way_out = "correct the labels"
     else:
         why = f"the answer {rendered.targets!r} is not among the choices {list(rendered.choices or ())}"
-    return (
-        f"task {task.name!r}, row {row}: {why}; score a split with labels, or leave the prompt out"
-    )
+    return f"task {task.name!r}, row {row}: {why}; {way_out}, or leave the prompt out"

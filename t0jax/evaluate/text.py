@@ -19,6 +19,7 @@ from t0jax import config as config_lib
 from t0jax.data import views
 from t0jax.data.encoding import PairEncoder
 from t0jax.data.rows import DataUnavailable, PromptedRows
+from t0jax.data.targets import why_no_target
 from t0jax.evaluate.evaluation import Evaluation
 from t0jax.evaluate.exchange import everyone_says, gather_rows
 from t0jax.evaluate.progress import Progress
@@ -244,11 +245,14 @@ class TextEvaluator(Evaluation):
 
     def _refuse_hidden(self, task: TextTask) -> None:
         """Tells a prompt that applies to no row, which is no fault, from one whose answers are all hidden."""
-        if any(task.rows[row] is not None for row in self._rows(task)):
-            raise EvaluationError(
-                f"task {task.name!r}: no row of {task.rows.spec.name} {task.rows.split} has a known answer, labels "
-                "are hidden or empty; score a split with labels, or leave the prompt out"
-            )
+        for row in self._rows(task):
+            rendered = task.rows[row]
+            if rendered is not None:
+                why = why_no_target(task.rows, row, rendered)
+                raise EvaluationError(
+                    f"task {task.name!r}: no row of {task.rows.spec.name} {task.rows.split} has a known answer (row "
+                    f"{row}: {why}); score a split with labels, or leave the prompt out"
+                )
 
     def _lesson(self, task: TextTask, row: int) -> views.Lesson | None:
         """What training would learn from a row; None where the prompt does not apply or there is no known answer."""
