@@ -1,6 +1,8 @@
 """Eight fake CPU devices for every test, and programs that compile fast rather than run fast."""
 
+import atexit
 import os
+import shutil
 import tempfile
 
 import pytest
@@ -15,8 +17,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault(
     "XLA_FLAGS", "--xla_backend_optimization_level=1 --xla_llvm_disable_expensive_passes=true"
 )
-_programs = tempfile.TemporaryDirectory(prefix="t0jax-programs-", ignore_cleanup_errors=True)
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _programs.name)
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # processes that share the tests inherit it
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="t0jax-programs-")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
