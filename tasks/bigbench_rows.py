@@ -118,8 +118,7 @@ def read_task(path: Path) -> BigBenchTask:
 
 
 @functools.lru_cache(maxsize=64)
-def _read_task(path: Path, size: int, written: int) -> BigBenchTask:
-    del written
+def _read_task(path: Path, *_written: int) -> BigBenchTask:
     try:
         task = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:  # broken JSON or text that is not Unicode
@@ -130,7 +129,7 @@ def _read_task(path: Path, size: int, written: int) -> BigBenchTask:
     if not rows or not isinstance(rows, list):
         raise DataError(f"{path}: {_no_examples(path, rows)}")
     examples = tuple(_example(path, row, fields) for row, fields in enumerate(rows))
-    return BigBenchTask(_format(path, task), examples, str(path), (size,))
+    return BigBenchTask(_format(path, task), examples, str(path), (str(path),))
 
 
 def _no_examples(path: Path, rows: object) -> str:
