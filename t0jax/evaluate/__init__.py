@@ -22,9 +22,7 @@ from t0jax.evaluate.tasks import (
     RankTask,
     check_missing,
     check_rows,
-    content_digest,
     find_tasks,
-    open_pieces,
 )
 from t0jax.evaluate.text import TextEvaluator
 from t0jax.metrics import note
@@ -71,33 +69,9 @@ class Evaluator(Evaluation):
         "label_words",
     )
 
-    def __init__(
-        self,
-        network: Network,
-        mesh: jax.sharding.Mesh,
-        data: config_lib.Data,
-        settings: config_lib.Evaluate,
-        mixture: str,
-        split: str = "",
-        vocabulary: Path | None = None,
-    ):
-        """Opens every task.
-
-        Args:
-            network, mesh: of the parameters to come.
-            data: `modules`, `view` and how it is made, `eval_split`, `available_only` and, when not given below,
-                `vocabulary`.
-            settings: lengths and options.
-            mixture: seqio mixtures or tasks, with commas between.
-            split: `data.eval_split` when empty.
-            vocabulary: SentencePiece file; `data.vocabulary`, then `T0JAX_VOCABULARY`, when None.
-
-        Raises:
-            EvaluationError: unknown mixture, a prompt without choices, data sets missing and not
-                `data.available_only`, or a vocabulary larger than the model's.
-        """
-        super().__init__(data, settings, mixture, split)
-        found, missing = find_tasks(mixture, data, self.split, settings.label_words)
+    def _open_tasks(self) -> None:
+        data = self.data
+        found, missing = find_tasks(self.mixture, data, self.split, self.settings.label_words)
         self.tasks = [task for task in found if task.has_targets]
         wordless = {
             task.name: f"{task.dataset}: the prompt has no words of its own to score through view {task.view}"
@@ -107,17 +81,17 @@ class Evaluator(Evaluation):
         self.unscored = missing | wordless
         if not self.tasks and not missing:
             raise EvaluationError(
-                f"the prompts of {mixture} have no words of their own, which view flipped scores; choose --view channel"
-                " or direct"
+                f"the prompts of {self.mixture} have no words of their own, which view flipped scores; choose --view "
+                "channel or direct"
             )
-        check_missing(mixture, data, missing, len(self.tasks))
+        check_missing(self.mixture, data, missing, len(self.tasks))
         self._check_words()
         for task in self.tasks:
             check_rows(task, self._rows(task)[:CHECKED_ROWS])
-        pieces = open_pieces(vocabulary, data, network)
-        self.vocabulary, self.dtype = content_digest(str(pieces.path))[:16], network.config.dtype
-        self.encoder = Encoder(pieces, settings, data.truncation)
-        self.scorer = Scorer(network, mesh, settings)
+
+    def _prepare(self, network: Network, mesh: jax.sharding.Mesh) -> None:
+        self.encoder = Encoder(self.pieces, self.settings, self.data.truncation)
+        self.scorer = Scorer(network, mesh, self.settings)
 
     def _check_words(self) -> None:
         """Says which prompts have fixed answers with none of the words to be replaced: they are scored as they are."""

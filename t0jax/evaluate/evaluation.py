@@ -1,7 +1,9 @@
 """What scoring a mixture is by any method: task after task, from where it was stopped, told and written down."""
 
+import abc
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import jax
@@ -11,8 +13,8 @@ from t0jax import config as config_lib
 from t0jax.data import views
 from t0jax.evaluate.exchange import agree, first_says
 from t0jax.evaluate.progress import Progress
-from t0jax.evaluate.tasks import drawn_rows, identity
-from t0jax.models import Params
+from t0jax.evaluate.tasks import content_digest, drawn_rows, identity, open_pieces
+from t0jax.models import Network, Params
 from t0jax.results import Results, ResultsFolder
 
 
@@ -20,7 +22,7 @@ def tell_no_one(line: str) -> None:
     """A progress that is not shown."""
 
 
-class Evaluation:
+class Evaluation(abc.ABC):
     """An evaluation of one mixture, prepared once, called with parameters as often as one likes.
 
     Attributes:
@@ -41,10 +43,39 @@ class Evaluation:
     dtype: str
 
     def __init__(
-        self, data: config_lib.Data, settings: config_lib.Evaluate, mixture: str, split: str
+        self,
+        network: Network,
+        mesh: jax.sharding.Mesh,
+        data: config_lib.Data,
+        settings: config_lib.Evaluate,
+        mixture: str,
+        split: str = "",
+        vocabulary: Path | None = None,
     ):
+        """Opens every task.
+
+        Args:
+            network, mesh: of the parameters to come.
+            data: `modules`, `view` and how it is made, `eval_split`, `available_only` and, when not given below,
+                `vocabulary`.
+            settings: lengths and options.
+            mixture: seqio mixtures or tasks, with commas between.
+            split: `data.eval_split` when empty.
+            vocabulary: SentencePiece file; `data.vocabulary`, then `T0JAX_VOCABULARY`, when None.
+
+        Raises:
+            EvaluationError: unknown mixture, a task that the method cannot score, data sets missing and not
+                `data.available_only`, or a vocabulary larger than the model's.
+        """
         self.data, self.settings = data, settings
         self.mixture, self.split = mixture, split or data.eval_split
+        self._open_tasks()
+        self.pieces = open_pieces(vocabulary, data, network)
+        self.vocabulary, self.dtype = (
+            content_digest(str(self.pieces.path))[:16],
+            network.config.dtype,
+        )
+        self._prepare(network, mesh)
 
     def __call__(
         self,
@@ -127,19 +158,27 @@ class Evaluation:
 
     # -------------------------------------------------------------------------------- what methods differ in
 
+    @abc.abstractmethod
+    def _open_tasks(self) -> None:
+        """Sets `tasks` and `unscored`."""
+
+    @abc.abstractmethod
+    def _prepare(self, network: Network, mesh: jax.sharding.Mesh) -> None:
+        """Sets what the method computes with."""
+
+    @abc.abstractmethod
     def _score(
         self, params: Params, todo: Sequence[int], told: Progress
     ) -> Iterator[tuple[int, Sequence[Any]]]:
         """(task number, its rows of all processes in order) as the tasks `todo` are finished."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _rates(self, task: Any, rows: Sequence[Any]) -> dict[str, Any]:
         """What the rows of a task, at least one, come to."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _value(self, found: Mapping[str, Any]) -> str:
         """The rates of a task in a few words."""
-        raise NotImplementedError
 
-    def _conclude(self, folder: ResultsFolder, results: Results) -> None:
+    def _conclude(self, folder: ResultsFolder, results: Results) -> None:  # noqa: B027
         """Writes what the method adds to the folder once all is scored."""

@@ -8,7 +8,6 @@ prompt renders one target a row: where a data set has several right answers, onl
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -25,10 +24,8 @@ from t0jax.evaluate.exchange import everyone_says, gather_rows
 from t0jax.evaluate.progress import Progress
 from t0jax.evaluate.tasks import (
     check_missing,
-    content_digest,
     dataset_name,
     find_sources,
-    open_pieces,
     open_rows,
 )
 from t0jax.generate import Generator, Settings
@@ -165,40 +162,21 @@ class TextEvaluator(Evaluation):
         "label_words",
     )
 
-    def __init__(
-        self,
-        network: Network,
-        mesh: jax.sharding.Mesh,
-        data: config_lib.Data,
-        settings: config_lib.Evaluate,
-        mixture: str,
-        split: str = "",
-        vocabulary: Path | None = None,
-    ):
-        """Opens every task.
+    def _open_tasks(self) -> None:
+        words = self.settings.label_words
+        self.tasks, self.unscored = find_text_tasks(self.mixture, self.data, self.split, words)
+        check_missing(self.mixture, self.data, self.unscored, len(self.tasks))
 
-        Args:
-            network, mesh: of the parameters to come.
-            data: as of `Evaluator`.
-            settings: lengths, `num_beams`, `max_examples` and `label_words`. At most `max_target_length` tokens are
-                written; how many rows at a time depends on the machine, not on `batch_size`.
-            mixture: seqio mixtures or tasks, with commas between.
-            split: `data.eval_split` when empty.
-            vocabulary: SentencePiece file; `data.vocabulary`, then `T0JAX_VOCABULARY`, when None.
+    def _prepare(self, network: Network, mesh: jax.sharding.Mesh) -> None:
+        """How many rows are written at a time depends on the machine, not on `evaluate.batch_size`.
 
         Raises:
-            EvaluationError: as `find_text_tasks`; data sets missing and not `data.available_only`, or a vocabulary
-                larger than the model's.
             ConfigError: more beams than the vocabulary has continuations for.
         """
-        super().__init__(data, settings, mixture, split)
-        self.tasks, self.unscored = find_text_tasks(mixture, data, self.split, settings.label_words)
-        check_missing(mixture, data, self.unscored, len(self.tasks))
-        self.pieces = open_pieces(vocabulary, data, network)
-        path = str(self.pieces.path)
-        self.vocabulary, self.dtype = content_digest(path)[:16], network.config.dtype
+        settings = self.settings
         longest = settings.max_input_length, settings.max_target_length
-        self.encoder = PairEncoder(self.pieces, *longest, settings.input_eos, data.truncation)
+        eos, truncation = settings.input_eos, self.data.truncation
+        self.encoder = PairEncoder(self.pieces, *longest, eos, truncation)
         how = Settings(
             num_beams=settings.num_beams, max_input_length=longest[0], max_new_tokens=longest[1]
         )
