@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from pets import TINY, make_params, one_device
 
 from t0jax import config as cfg
 from t0jax import convert, evaluate, models, scoring, sharding
@@ -15,21 +16,7 @@ from t0jax.data.rows import DatasetSpec, PromptedRows
 from t0jax.scoring import RankExample
 
 SHARED = Path(__file__).parents[2] / "shared"
-TINY = cfg.Model(vocab_size=96, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4)
 EOS = 1
-
-
-def make_params(config, seed=1):
-    """Random parameters, a little larger than at initialisation so that scores differ."""
-    params = models.build(config).init(jax.random.key(seed))
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
-    noisy = [x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
-    return jax.tree.unflatten(tree, noisy)
-
-
-def one_device():
-    return sharding.make_mesh(cfg.Mesh(), jax.devices()[:1])
 
 
 def ragged_examples(count, seed=0, longest=60, wordy=4):

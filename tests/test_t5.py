@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from pets import make_params
 
 from t0jax import config as cfg
 from t0jax import convert, models, sharding
@@ -51,15 +52,6 @@ def pack(batch):
         ids = np.repeat(np.arange(1, rows + 1, dtype=np.int32), length)[None]
         packed[f"{side}_segment_ids"] = ids * packed[f"{side}_segment_ids"]
     return packed
-
-
-def make_params(config, seed=1):
-    """Random parameters a little larger than at initialisation, so that nothing is nearly linear or constant."""
-    params = models.build(config).init(jax.random.key(seed))
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
-    noisy = [x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
-    return jax.tree.unflatten(tree, noisy)
 
 
 def mean_nll(config, params, batch, key=None):
