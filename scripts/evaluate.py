@@ -15,10 +15,13 @@ import importlib.resources
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from t0jax import config
 from t0jax.config import ConfigError
+
+if TYPE_CHECKING:
+    from t0jax.processes import Preemption
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "mixture": {
@@ -117,16 +120,37 @@ def read_words(text: str) -> dict[str, str]:
 
 
 def score(path: Path, settings: config.Config, compute: config.Model | None, options: Any) -> None:
-    """Loads the model, scores `data.eval_mixture`, prints and writes the results."""
+    """Loads the model, scores `data.eval_mixture`, prints and writes the results; SIGTERM ends it early."""
     # After parsing: a mistyped key is answered at once.
+    from t0jax import processes, train
+    from t0jax.metrics import note
+
+    train.set_environment(settings)
+    with processes.cluster(settings.mesh.patience), processes.Preemption() as preemption:
+        try:
+            _score(path, settings, compute, options, preemption)
+        except processes.Preempted:
+            then = (
+                "the same command goes on from what is in the folder"
+                if options.output
+                else "nothing is kept"
+            )
+            note(f"SIGTERM: {then}")
+
+
+def _score(
+    path: Path,
+    settings: config.Config,
+    compute: config.Model | None,
+    options: Any,
+    preemption: "Preemption",
+) -> None:
     import jax
 
-    from t0jax import checkpoint, evaluate, models, report, sharding, train
+    from t0jax import checkpoint, evaluate, models, processes, report, sharding
     from t0jax import results as results_lib
     from t0jax.metrics import note
 
-    sharding.start_cluster()
-    train.set_environment(settings)
     mesh = sharding.make_mesh(settings.mesh)
     note(f"model: reading {path}")
     model = checkpoint.load_model(path, mesh, compute)
@@ -136,6 +160,7 @@ def score(path: Path, settings: config.Config, compute: config.Model | None, opt
     evaluator = evaluate.make_evaluator(
         model.network, mesh, settings.data, settings.evaluate, mixture, vocabulary
     )
+    processes.meet("opening the data")
     folder = None
     if options.output:
         weights = models.fingerprint(model.params)
@@ -145,7 +170,7 @@ def score(path: Path, settings: config.Config, compute: config.Model | None, opt
             **evaluator.describe(),
         }
         folder = evaluate.ResultsFolder(Path(options.output), named, options.overwrite)
-    results = evaluator(model.params, folder, note)
+    results = evaluator(model.params, folder, note, preemption.check)
     if jax.process_index() > 0:
         return
     print(results.table(), flush=True)

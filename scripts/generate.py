@@ -12,7 +12,7 @@ configuration can be set too, e.g. `--mesh.model 2` or `--evaluate.max_input_len
 import itertools
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -86,7 +86,15 @@ def main(argv: Sequence[str]) -> int:
         options.view or settings.data.view or own_view(path) or "direct", options
     )
     given = any(flag.startswith(("--model.", "--config")) for flag in rest)
-    write(path, settings, settings.model if given else None, options, prompts)
+    from t0jax import processes, train
+
+    train.set_environment(settings)
+    with processes.cluster(settings.mesh.patience), processes.Preemption() as preemption:
+        try:
+            compute = settings.model if given else None
+            write(path, settings, compute, options, prompts, preemption.check)
+        except processes.Preempted:
+            report("SIGTERM: stopped before all was written")
     return 0
 
 
@@ -174,18 +182,17 @@ def write(
     compute: config.Model | None,
     options: Any,
     prompts: Sequence[Prompt],
+    pause: Callable[[], None],
 ) -> None:
-    """Loads the model and prints what it writes for each prompt."""
+    """Loads the model and prints what it writes for each prompt; `pause` may raise in between."""
     # After parsing: a mistyped key is answered at once.
     import jax
 
-    from t0jax import checkpoint, generate, sharding, train
+    from t0jax import checkpoint, generate, sharding
 
     longest = settings.evaluate.max_input_length
     own = {f.name: options[f.name] for f in fields(generate.Settings) if f.name in OPTIONS}
     how = generate.Settings(**own, max_input_length=longest)
-    sharding.start_cluster()
-    train.set_environment(settings)
     mesh = sharding.make_mesh(settings.mesh)
     report(f"model: reading {path}")
     model = checkpoint.load_model(path, mesh, compute)
@@ -198,7 +205,7 @@ def write(
     encoder = PairEncoder(pieces, longest, how.max_new_tokens, end, settings.data.truncation)
     inputs = [encode(prompt, pieces, encoder) for prompt in prompts]
     report(f"writing: {len(prompts)} texts of up to {how.max_new_tokens} tokens")
-    for prompt, tokens in zip(prompts, all_tokens(generator, params, inputs), strict=True):
+    for prompt, tokens in zip(prompts, all_tokens(generator, params, inputs, pause), strict=True):
         if jax.process_index() == 0:
             print(*shown(prompt, pieces.decode_spelled(tokens)), sep="\n", flush=True)
 
@@ -251,16 +258,21 @@ def fill(text: str, written: str) -> str:
 
 
 def all_tokens(
-    generator: "Generator", params: Any, inputs: Sequence[Sequence[int]]
+    generator: "Generator",
+    params: Any,
+    inputs: Sequence[Sequence[int]],
+    pause: Callable[[], None],
 ) -> Iterator[np.ndarray]:
     """What is written for each input, in order; in a multi-process run every process takes its share."""
     import jax
-    from jax.experimental import multihost_utils
+
+    from t0jax import processes
 
     mine, began = inputs[generator.slice :: generator.slices], time.monotonic()
 
     def progress(done: int) -> None:
         nonlocal began
+        pause()
         if time.monotonic() - began > REPORT_SECONDS:
             began = time.monotonic()
             report(f"written: {done} of {len(mine)}")
@@ -273,7 +285,7 @@ def all_tokens(
     tokens = np.full(shape, -1, np.int32)
     for row, found in zip(tokens, written, strict=False):
         row[: len(found)] = found
-    slices, everyone = multihost_utils.process_allgather((np.int32(generator.slice), tokens))
+    slices, everyone = processes.gather((np.int32(generator.slice), tokens), "gathering the texts")
     owner = {int(slice_): rows for slice_, rows in zip(slices, everyone, strict=True)}
     for number in range(len(inputs)):
         row = owner[number % generator.slices][number // generator.slices]

@@ -158,11 +158,13 @@ class Optimizer:
 
 @dataclass(frozen=True)
 class Mesh:
-    """Devices per axis; -1 takes what is left. The product is the number of devices."""
+    """Devices per axis; -1 takes what is left. The product is the number of devices. And how processes wait."""
 
     data: int = -1
     fsdp: int = 1
     model: int = 1
+    patience: float = 1800.0
+    """Seconds that the processes of a run wait for each other before they stop and name who did not come."""
 
 
 @dataclass(frozen=True)

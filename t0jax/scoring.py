@@ -13,10 +13,9 @@ from itertools import islice
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from t0jax import config as config_lib
-from t0jax import models, sharding
+from t0jax import models, processes, sharding
 from t0jax.models import Network, Params
 from t0jax.objectives import text_to_text
 
@@ -245,8 +244,7 @@ class Scorer:
         ]
         everything = [-(-len(rows) // size[b]) for b, rows in waiting.items()]
         votes = np.array([[int(not exhausted), *full], [0, *everything]], np.int32)
-        if jax.process_count() > 1:
-            votes = multihost_utils.process_allgather(votes).max(axis=0)
+        votes = processes.gather(votes, "scoring").max(axis=0)
         last = not votes[0, 0]
         counts = votes[int(last), 1:]
         return {bucket: int(n) for bucket, n in zip(waiting, counts, strict=True) if n}, last

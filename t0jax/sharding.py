@@ -1,14 +1,12 @@
-"""Devices: starting a cluster, forming the mesh, and one table that says where every logical axis lives."""
+"""Devices: forming the mesh, and one table that says where every logical axis lives."""
 
-import os
 import queue
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from t0jax import config as config_lib
@@ -31,53 +29,6 @@ AXES: dict[str, str | tuple[str, ...] | None] = {
     "relpos_buckets": None,
 }
 """Logical axis -> mesh axes. The seed is t5x's standard table (t5x/partitioning.py)."""
-
-
-def start_cluster() -> None:
-    """Joins the multi-process run that the environment describes; does nothing on a single machine.
-
-    Recognised: `JAX_COORDINATOR_ADDRESS` with `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` (any cluster, GKE), SLURM inside
-    an `srun` of several tasks, and TPU pods by `TPU_WORKER_HOSTNAMES`; `T0JAX_CLUSTER=1` has JAX look for what it
-    knows itself (TPU VMs without that variable). Must run before any other use of JAX's devices.
-
-    Raises:
-        ConfigError: the coordinator's address without the other two variables.
-    """
-    names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-    address, count, index = (os.environ.get(name) for name in names)
-    if address or count or index:
-        if not (address and count and index):
-            raise ConfigError(
-                f"a cluster by hand needs all of {', '.join(names)} in the environment"
-            )
-        jax.distributed.initialize(address, num_processes=int(count), process_id=int(index))
-    elif (
-        int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
-        or "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
-        or os.environ.get("T0JAX_CLUSTER") == "1"
-    ):
-        jax.distributed.initialize()
-
-
-def first_process_does(action: Callable[[], None], what: str) -> None:
-    """Runs `action` on the first process while the others wait for it.
-
-    Raises:
-        Exception: what `action` raised, on the first process.
-        ConfigError: it failed there, on the others.
-    """
-    error: Exception | None = None
-    if jax.process_index() == 0:
-        try:
-            action()
-        except Exception as caught:
-            error = caught
-    if jax.process_count() > 1:
-        failed = multihost_utils.broadcast_one_to_all(np.int32(error is not None))
-        if failed and error is None:
-            raise ConfigError(f"{what} failed on the first process; its log says why")
-    if error is not None:
-        raise error
 
 
 def process_slice(mesh: jax.sharding.Mesh) -> tuple[int, int]:

@@ -30,6 +30,15 @@ def free_port():
         return listener.getsockname()[1]
 
 
+def cluster_of(count):
+    """The environment of each of `count` processes on this machine that are one cluster."""
+    cluster = {
+        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}",
+        "JAX_NUM_PROCESSES": str(count),
+    }
+    return [{**os.environ, **cluster, "JAX_PROCESS_ID": str(index)} for index in range(count)]
+
+
 def start(run_dir, steps, devices, processes=1):
     """Starts a run over `processes` processes with `devices` devices each."""
     arguments = [*TINY, "--train.output_dir", str(run_dir), "--train.steps", str(steps)]

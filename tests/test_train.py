@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from scripts import train as script
-from t0jax import checkpoint, config, train
+from t0jax import checkpoint, config, loop, train
 from t0jax.checkpoint import CheckpointError
 from t0jax.config import ConfigError, UserError
 from t0jax.evaluate.history import History
@@ -70,7 +70,8 @@ def begun(uninterrupted, tmp_path_factory):
     run_dir = tmp_path_factory.mktemp("begun") / "run"
     said = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "note", said.append)
+        for module in (train, loop):
+            patch.setattr(module, "note", said.append)
         start = ("--train.init_checkpoint", str(uninterrupted), "--train.steps", "3")
         train.run(tiny(run_dir, *start))
     return run_dir, "\n".join(said)
@@ -153,11 +154,11 @@ class Scripted:
     def describe(self):
         return {"settings": self.settings}
 
-    def __call__(self, params, progress):
+    def __call__(self, params, pause):
         accuracy = self.left.pop(0)
         if self.signal_last and not self.left:
             os.kill(os.getpid(), signal.SIGTERM)
-        progress("a task is finished")
+        pause()
         return SimpleNamespace(mean_accuracy=accuracy, table=str, summary=dict)
 
 
@@ -166,7 +167,7 @@ def run_scripted(run_dir, evaluator, *overrides):
     said = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "make_evaluator", lambda *_: evaluator)
-        for module in (train, train.evaluate.history):
+        for module in (train, loop, train.evaluate.history):
             patch.setattr(module, "note", said.append)
         found = train.run(tiny(run_dir, *BEST, *overrides))
     assert not evaluator.left
@@ -342,5 +343,5 @@ def test_a_run_that_diverges_stops_and_says_what_to_do(tmp_path, monkeypatch):
         return state, {**report, **counts}
 
     monkeypatch.setattr(train, "make_step", lambda *_: step)
-    with pytest.raises(train.Diverged, match=r"6 steps in a row up to step 6 .*learning_rate"):
+    with pytest.raises(loop.Diverged, match=r"6 steps in a row up to step 6 .*learning_rate"):
         train.run(tiny(tmp_path / "run", "--train.max_bad_steps", "4"))

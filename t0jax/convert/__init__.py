@@ -20,7 +20,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from t0jax import config as cfg
-from t0jax import models, sharding
+from t0jax import models, processes
 from t0jax.convert.files import (
     ConvertError,
     Slices,
@@ -222,7 +222,7 @@ def save_params(
             _write_tensors(folder, whole_params, config, DTYPES[dtype], shard_bytes)
             _verify(folder, whole_params, config, DTYPES[dtype])
 
-    sharding.first_process_does(write, f"writing {out_dir}")
+    processes.first_process_does(write, f"writing {out_dir}")
     return out_dir
 
 

@@ -12,7 +12,7 @@ from t0jax import __version__
 from t0jax import config as config_lib
 from t0jax.data import views
 from t0jax.evaluate.exchange import agree, first_says
-from t0jax.evaluate.progress import Progress
+from t0jax.evaluate.progress import Progress, no_pause
 from t0jax.evaluate.tasks import content_digest, drawn_rows, identity, open_pieces
 from t0jax.models import Network, Params
 from t0jax.results import Results, ResultsFolder
@@ -82,6 +82,7 @@ class Evaluation(abc.ABC):
         params: Params,
         folder: ResultsFolder | None = None,
         progress: Callable[[str], None] = tell_no_one,
+        pause: Callable[[], None] = no_pause,
     ) -> Results:
         """Scores everything that is not in `folder` yet; the same on every process. Only the first one writes.
 
@@ -89,6 +90,7 @@ class Evaluation(abc.ABC):
             params: the network's parameters.
             folder: where scores and results go as each task is finished; nowhere when None.
             progress: is told of every finished task, and of the rows done and the time left in between.
+            pause: is called between micro-batches, on all processes at the same places; may raise to leave.
         """
         writes = folder is not None and jax.process_index() == 0
         results = Results(self._finished(folder), self.unscored)
@@ -96,7 +98,7 @@ class Evaluation(abc.ABC):
         if results.tasks:
             progress(f"going on: {len(results.tasks)} of {len(self.tasks)} tasks are in the folder")
         rows = sum(len(self._rows(self.tasks[number])) for number in todo)
-        told = Progress(progress, len(self.tasks), rows, len(results.tasks))
+        told = Progress(progress, len(self.tasks), rows, len(results.tasks), pause)
         began = time.monotonic()
         for number, scored in self._score(params, todo, told):
             task, seconds = self.tasks[number], time.monotonic() - began

@@ -7,8 +7,8 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
+from t0jax import processes
 from t0jax.results import EvaluationError, ScoredRow
 
 Row = TypeVar("Row", bound=Any)
@@ -23,7 +23,7 @@ def agree(content: str, what: str) -> None:
     if jax.process_count() == 1:
         return
     digest = np.frombuffer(hashlib.sha256(content.encode()).digest()[:8], np.int32)
-    everyone = np.asarray(multihost_utils.process_allgather(digest)).reshape(-1, 2)
+    everyone = processes.gather(digest, f"comparing {what}")
     others = np.flatnonzero((everyone != everyone[0]).any(axis=1))
     if len(others):
         raise EvaluationError(
@@ -36,7 +36,7 @@ def least(value: int) -> int:
     """The smallest value of all processes."""
     if jax.process_count() == 1:
         return value
-    return int(np.min(multihost_utils.process_allgather(np.int32(value))))
+    return int(processes.gather(np.int32(value), "scoring").min())
 
 
 def gather_rows(
@@ -51,7 +51,7 @@ def gather_rows(
 def exchange_rows(rows: Sequence[ScoredRow]) -> list[ScoredRow]:
     """The rows of all processes, in no order."""
     sizes = np.array([len(rows), max((len(row.scores) for row in rows), default=0)], np.int32)
-    count, choices = multihost_utils.process_allgather(sizes).max(axis=0)
+    count, choices = processes.gather(sizes, "exchanging scores").max(axis=0)
     # Padding rows have number -1; absent choices are marked, as NaN may be a score.
     numbers = np.full((count, 4), -1, np.int32)
     scores = np.zeros((count, choices), np.float32)
@@ -63,7 +63,9 @@ def exchange_rows(rows: Sequence[ScoredRow]) -> list[ScoredRow]:
         grades[i, : len(row.grades)] = row.grades
         correct[i, list(row.correct)] = True
     # JAX would round float64 to float32: it goes as what it is made of.
-    everyone = multihost_utils.process_allgather((numbers, scores, grades.view(np.int32), correct))
+    everyone = processes.gather(
+        (numbers, scores, grades.view(np.int32), correct), "exchanging scores"
+    )
     numbers, scores, grades, correct = (np.concatenate(list(part)) for part in everyone)
     grades = grades.view(np.float64)
     return [
@@ -84,17 +86,18 @@ def first_says(content: Any) -> Any:
     if jax.process_count() == 1:
         return content
     text = np.frombuffer(json.dumps(content).encode(), np.uint8)
-    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
+    what = "reading what is already scored"
+    size = int(processes.first_says(np.int32(len(text)), what))
     padded = np.zeros(size, np.uint8)
     padded[: min(size, len(text))] = text[:size]
-    return json.loads(bytes(np.asarray(multihost_utils.broadcast_one_to_all(padded))).decode())
+    return json.loads(bytes(processes.first_says(padded, what)).decode())
 
 
 def everyone_says(content: Any) -> list[Any]:
     """Every process's `content` (as JSON), on every process; a collective."""
     text = np.frombuffer(json.dumps(content).encode(), np.uint8)
-    sizes = np.ravel(multihost_utils.process_allgather(np.int32(len(text))))
+    sizes = processes.gather(np.int32(len(text)), "exchanging texts").ravel()
     padded = np.zeros(max(sizes), np.uint8)
     padded[: len(text)] = text
-    everyone = multihost_utils.process_allgather(padded).reshape(len(sizes), -1)
+    everyone = processes.gather(padded, "exchanging texts")
     return [json.loads(bytes(part[:size])) for part, size in zip(everyone, sizes, strict=True)]

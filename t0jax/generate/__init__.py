@@ -20,7 +20,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from t0jax import config as config_lib
-from t0jax import models, sharding
+from t0jax import models, processes, sharding
 from t0jax.config import ConfigError
 from t0jax.generate.strategies import Settings, Task, strategy
 from t0jax.models import Network, Params
@@ -212,8 +212,7 @@ class Generator:
         each = {length: self._shape(self._room(length))[0] for length in groups}
         counts = [-(-len(group) // each[length]) for length, group in groups.items()]
         votes = np.array([int(not exhausted), *counts], np.int32)
-        if jax.process_count() > 1:
-            votes = multihost_utils.process_allgather(votes).max(axis=0)
+        votes = processes.gather(votes, "writing").max(axis=0)
         parts: dict[int, list[tuple[int, list[int]]]] = {room: [] for room in self.rooms}
         for (length, group), count in zip(groups.items(), votes[1:], strict=True):
             cuts = range(0, count * each[length], each[length])

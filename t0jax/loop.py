@@ -1,0 +1,198 @@
+"""The steps of a run and what happens between them: log lines, checkpoints, evaluations, leaving when told to."""
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from t0jax import checkpoint, evaluate, metrics, processes, sharding
+from t0jax import config as config_lib
+from t0jax.config import Config, ConfigError
+from t0jax.data import loader as loader_lib
+from t0jax.evaluate.history import History
+from t0jax.metrics import note
+from t0jax.processes import Preempted, Preemption
+from t0jax.results import Results
+from t0jax.step import State, Step
+
+
+class Diverged(config_lib.UserError):
+    """Too many steps in a row had a non-finite loss or gradient."""
+
+
+@dataclasses.dataclass
+class Loop:
+    """The steps of a run, with what happens between them."""
+
+    config: Config
+    mesh: jax.sharding.Mesh
+    step_fn: Step
+    loader: loader_lib.Loader
+    checkpoints: checkpoint.Checkpoints
+    history: History
+    sinks: list[metrics.Sink]
+    evaluator: evaluate.Evaluator | evaluate.TextEvaluator | None
+    shares: int
+    """Groups of processes that read different rows."""
+
+    def __post_init__(self) -> None:
+        self.step, self.saved, self.finished = 0, -1, False
+        self.position: dict[str, Any] = {}
+        self.pending: list[dict[str, jax.Array]] = []
+        self.meter = metrics.Meter(self.config.model, self.config.data, self.config.train.steps)
+
+    def run(self, state: State) -> Results | None:
+        """From the state's step to `train.steps`; saves at the end and on SIGTERM.
+
+        A checkpoint that SIGTERM left without its score is scored first.
+        """
+        train, results, stopped = self.config.train, None, False
+        self.step = first = self.saved = int(state["counters"]["step"])
+        self.history.begin(first, self.checkpoints.entries())
+        began = time.monotonic()
+        with (
+            Preemption() as preemption,
+            contextlib.closing(sharding.prefetch(self.read(), self.mesh)) as batches,
+        ):
+            if self.owes_score():
+                results, stopped = self.score(state, preemption), preemption.asked
+            while self.step < train.steps and not stopped:
+                processes.at(f"reading the batch of step {self.step + 1}")
+                batch, (rows, tokens, cut, self.position) = next(batches)
+                if self.step == first:
+                    waited = time.monotonic() - began
+                    note(f"data: first batch after {waited:.1f} s; compiling the step")
+                processes.at(f"step {self.step + 1}")
+                state, report = self.step_fn(state, batch)
+                self.step += 1
+                self.pending.append({**report, **cut})
+                self.meter.add(rows * self.shares, tokens * self.shares)
+                if self.step == first + 1:
+                    jax.block_until_ready(report)
+                    note(f"step {self.step}: first step after {time.monotonic() - began:.1f} s")
+                    self.meter.restart()
+                if self.step % train.log_every == 0:
+                    self.flush()
+                results = self.conclude(state, preemption) or results
+                stopped = preemption.poll()
+            if stopped:
+                self.save(state, wait=True)
+            elif not self.checkpoints.steps():  # the state of another run that was as long
+                results = self.conclude(state, preemption)
+        self.finished = not (stopped or preemption.asked)
+        if self.finished:
+            note(f"done: step {self.step}, {train.output_dir}")
+        else:
+            note(f"SIGTERM: saved step {self.step}; the same command resumes from here")
+        return results
+
+    def conclude(self, state: State, preemption: Preemption) -> Results | None:
+        """What is due after a step: a checkpoint, an evaluation; both after the last."""
+        train = self.config.train
+        wait = self.step >= train.steps or not train.async_checkpoint
+        # Keeping the best needs the score first; otherwise nothing is risked before the state is safe.
+        if self.saves and not (self.evaluates and train.keep_best):
+            self.save(state, wait)
+        results = self.score(state, preemption) if self.evaluates else None
+        if self.saves:
+            self.save(state, wait)
+        return results
+
+    @property
+    def saves(self) -> bool:
+        """Whether a checkpoint is due at this step."""
+        train = self.config.train
+        return self.step >= train.steps or self.step % train.checkpoint_every == 0
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether an evaluation is due at this step."""
+        train = self.config.train
+        every = train.eval_every or train.steps
+        return self.step >= train.steps or self.step % every == 0
+
+    def owes_score(self) -> bool:
+        """Whether this step was saved and the evaluation that is due was not finished."""
+        saved = self.step in self.checkpoints.steps() and not self.history.has(self.step)
+        return saved and self.evaluates and self.evaluator is not None
+
+    def read(self) -> Iterator[tuple[dict[str, np.ndarray], Any]]:
+        """This process's rows with their counts and the data position after them."""
+        for batch in self.loader:
+            sides = ("encoder_segment_ids", "decoder_segment_ids")
+            tokens = float(sum(np.count_nonzero(batch[side]) for side in sides))
+            yield batch, (len(batch[sides[0]]), tokens, self._cut_share(batch), self.loader.state())
+        raise ConfigError(f"the data of {self.config.data.mixture} ended before train.steps")
+
+    def _cut_share(self, batch: dict[str, np.ndarray]) -> dict[str, float]:
+        """Share of this process's examples whose text was too long, where the reader knows."""
+        if self.loader.cut_examples is None:
+            return {}
+        right = batch["decoder_segment_ids"] * (batch["decoder_loss_weights"] > 0)
+        examples = sum(len(np.unique(row[row > 0])) for row in right)
+        return {"cut": self.loader.cut_examples / max(1, examples)}
+
+    def flush(self) -> None:
+        """Every pending step's numbers to the sinks, one line on them to stdout; stops a diverged run."""
+        rows = [{k: float(v) for k, v in row.items()} for row in jax.device_get(self.pending)]
+        self.pending = []
+        if not rows:
+            return
+        rates = self.meter.rates(self.step)
+        rates["examples_per_s"] = rates["steps_per_s"] * np.mean([row["examples"] for row in rows])
+        for at, row in enumerate(rows, start=self.step - len(rows) + 1):
+            for sink in self.sinks:
+                sink.write(at, row if at < self.step else {**row, **rates})
+        means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+        means |= {name: rows[-1][name] for name in ("skipped", "learning_rate")}
+        if jax.process_index() == 0:
+            line = metrics.log_line(self.step, self.config.train.steps, {**means, **rates})
+            print(line, flush=True)
+        worst = int(max(row["bad_in_row"] for row in rows))
+        if worst >= self.config.train.max_bad_steps:
+            raise Diverged(
+                f"{worst} steps in a row up to step {self.step} had a non-finite loss or gradient; lower "
+                "optimizer.learning_rate, set optimizer.clip_norm, or go back to an earlier checkpoint "
+                f"in {self.config.train.output_dir}"
+            )
+
+    def score(self, state: State, preemption: Preemption) -> Results | None:
+        """Scores `data.eval_mixture`; None without one, or when SIGTERM ended it.
+
+        The score counts for this step's checkpoint, if one is due: SIGTERM makes no more candidates for the best.
+        """
+        if self.evaluator is None:
+            return None
+        self.flush()
+        try:
+            results = self.evaluator(state["params"], pause=preemption.check)
+        except Preempted:
+            return None
+        if self.saves:
+            self.history.add(self.step, results.mean_accuracy)
+        if jax.process_index() == 0:
+            print(results.table(), flush=True)
+        for sink in self.sinks:
+            values = {f"eval/{name}": value for name, value in results.summary().items()}
+            sink.write(self.step, values)
+        self.meter.restart()
+        return results
+
+    def save(self, state: State, wait: bool) -> None:
+        """Saves this step, once."""
+        self.flush()
+        if self.step > self.saved or not self.checkpoints.steps():
+            metadata = {
+                "config": config_lib.to_dict(self.config),
+                "step": self.step,
+                "position": checkpoint.gather_position(self.position),
+            }
+            self.checkpoints.save(self.step, state, metadata, wait)
+            self.saved = self.step
+            self.meter.restart()
+        if wait:
+            self.checkpoints.wait()

@@ -1,0 +1,236 @@
+"""The processes of a run: joining a cluster, meeting within a time limit, failing together, leaving when told to.
+
+JAX's coordination service, which runs in process 0, carries what processes tell each other besides arrays. Three rules
+keep a run from hanging without a word:
+
+- A process that waits for the others outside of a training step does so in `meet`, which names who did not come.
+- A process that fails says so, and the others stop with its error (`cluster`).
+- A thread of each process tells process 0 that it lives. Who falls silent, killed or cut off, is named to all; so is
+  where everyone was, when nothing has moved for too long.
+"""
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from t0jax.config import ConfigError
+from t0jax.processes.peers import Peers, ProcessError, coordination_service
+
+__all__ = [
+    "Preempted",
+    "Preemption",
+    "ProcessError",
+    "at",
+    "cluster",
+    "first_process_does",
+    "first_says",
+    "gather",
+    "meet",
+]
+
+PATIENCE = 1800.0
+"""Seconds that processes wait for each other unless `mesh.patience` says otherwise."""
+
+ALONE_SECONDS = 6 * 3600.0
+"""How long the others wait for what the first process does alone (training a vocabulary, writing an export)."""
+
+JAX_LOST_SECONDS = 90
+"""When JAX itself ends all processes because one is silent, should the thread that tells its name not come to it."""
+
+SHUTDOWN_SECONDS = 120
+_here: Peers | None = None
+
+
+class Preempted(Exception):
+    """SIGTERM arrived while something long was going on that can be left."""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Joining
+
+
+@contextlib.contextmanager
+def cluster(patience: float = PATIENCE) -> Iterator[None]:
+    """Joins the multi-process run that the environment describes; nothing more than its body on a single machine.
+
+    Recognised: `JAX_COORDINATOR_ADDRESS` with `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` (any cluster, GKE), SLURM inside
+    an `srun` of several tasks, and TPU pods by `TPU_WORKER_HOSTNAMES`; `T0JAX_CLUSTER=1` has JAX look for what it
+    knows itself (TPU VMs without that variable). Must begin before any other use of JAX's devices.
+
+    An error that leaves the body is told to the other processes, which stop with it.
+
+    Args:
+        patience: seconds that processes wait for each other.
+
+    Raises:
+        ConfigError: the coordinator's address without the other two variables.
+        ProcessError: not all processes came within `patience`.
+    """
+    global _here
+    _join(patience)
+    run = _current(patience)
+    try:
+        yield
+        if run is not None:
+            meet("leaving")
+    except BaseException as error:
+        if run is not None:
+            run.fail(error)
+        raise
+    if run is not None:
+        run.done.set()
+        _here = None
+
+
+def _join(patience: float) -> None:
+    if jax.distributed.is_initialized():
+        return
+    names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+    address, count, index = (os.environ.get(name) for name in names)
+    limits: dict[str, Any] = {
+        "initialization_timeout": int(patience),
+        "heartbeat_timeout_seconds": JAX_LOST_SECONDS,
+        "shutdown_timeout_seconds": SHUTDOWN_SECONDS,
+    }
+    if address or count or index:
+        if not (address and count and index):
+            raise ConfigError(
+                f"a cluster by hand needs all of {', '.join(names)} in the environment"
+            )
+        jax.distributed.initialize(
+            address, num_processes=int(count), process_id=int(index), **limits
+        )
+    elif (
+        int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
+        or "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
+        or os.environ.get("T0JAX_CLUSTER") == "1"
+    ):
+        jax.distributed.initialize(**limits)
+
+
+def _current(patience: float = PATIENCE) -> Peers | None:
+    """This process among those of its run; None where it is the only one."""
+    global _here
+    if _here is None and jax.process_count() > 1:
+        _here = Peers(coordination_service(), jax.process_index(), jax.process_count(), patience)
+        _here.start()
+    return _here
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Meeting
+
+
+def meet(what: str, patience: float | None = None) -> None:
+    """Waits until every process has come here.
+
+    Args:
+        what: for the error message and for whoever looks where a run is.
+        patience: seconds, if not those of the run.
+
+    Raises:
+        ProcessError: some did not come in time.
+    """
+    if run := _current():
+        run.meet(what, patience or run.patience)
+
+
+def gather(tree: Any, what: str) -> Any:
+    """Every process's arrays [...], stacked [processes, ...], on every process.
+
+    Raises:
+        ProcessError: some process did not come in time.
+    """
+    if jax.process_count() == 1:
+        return jax.tree.map(lambda x: np.asarray(x)[None], tree)
+    meet(what)
+    return multihost_utils.process_allgather(tree)
+
+
+def first_says(array: np.ndarray, what: str) -> np.ndarray:
+    """The first process's array on every process; all give one of the same shape.
+
+    Raises:
+        ProcessError: some process did not come in time.
+    """
+    if jax.process_count() == 1:
+        return array
+    meet(what)
+    return np.asarray(multihost_utils.broadcast_one_to_all(array))
+
+
+def first_process_does(action: Callable[[], None], what: str) -> None:
+    """Runs `action` on the first process while the others wait for it.
+
+    Raises:
+        Exception: what `action` raised, on the first process.
+        ProcessError: it failed there, on the others.
+    """
+    run = _current()
+    if run is None:
+        return action()
+    error: Exception | None = None
+    if run.index == 0:
+        try:
+            with run.bounded(what):
+                action()
+        except Exception as caught:
+            error = caught
+    run.learn(what, error, ALONE_SECONDS)
+    if error is not None:
+        raise error
+
+
+def at(place: str) -> None:
+    """Remembers what this process is doing, for when nothing moves any more."""
+    if run := _current():
+        run.move(place)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Leaving when told to
+
+
+class Preemption:
+    """Hears SIGTERM while its block runs; the processes of a run hear one's at the same poll."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._polls = 0
+        self._previous: Any = None
+
+    def __enter__(self) -> "Preemption":
+        # In a multi-process run JAX listens, from `jax.distributed.initialize` on.
+        if threading.current_thread() is threading.main_thread() and jax.process_count() == 1:
+            self._previous = signal.signal(signal.SIGTERM, self._on_signal)
+        return self
+
+    def _on_signal(self, *_: Any) -> None:
+        self.asked = True
+
+    def poll(self) -> bool:
+        """Whether to leave now; the same on all processes, which poll at the same places in the same order."""
+        if jax.process_count() > 1 and not self.asked:
+            self._polls += 1
+            self.asked = bool(multihost_utils.reached_preemption_sync_point(self._polls))
+        return self.asked
+
+    def check(self) -> None:
+        """Ends something long that can be left.
+
+        Raises:
+            Preempted: SIGTERM has arrived.
+        """
+        if self.poll():
+            raise Preempted
+
+    def __exit__(self, *_: object) -> None:
+        if self._previous is not None:
+            signal.signal(signal.SIGTERM, self._previous)

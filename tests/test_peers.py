@@ -1,0 +1,166 @@
+"""Real processes that meet, fail, vanish and are told to leave; no model, so that each is up within seconds."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from test_processes import cluster_of
+
+REPOSITORY = Path(__file__).parents[1]
+HEAD = """
+import os, sys, time
+import numpy as np
+from t0jax import config, processes
+from t0jax.processes import peers
+import jax
+
+peers.BEAT_SECONDS, peers.LOST_SECONDS = 0.3, 2.0
+jax.config.update("jax_platforms", "cpu")
+
+def main(argv):
+    with processes.cluster(patience=float(os.environ.get("PATIENCE", "60"))):
+        me = jax.process_index()
+        body(me)
+    print("end", flush=True)
+    return 0
+"""
+RUN = "config.run_script(main)"
+
+
+def run(body, count=2, patience=60):
+    """Starts `count` processes that do `body(me)` within one cluster."""
+    program = f"{HEAD}\ndef body(me):\n" + "".join(f"    {line}\n" for line in body.splitlines())
+    started = []
+    for environment in cluster_of(count):
+        environment |= {"JAX_NUM_CPU_DEVICES": "1", "PATIENCE": str(patience)}
+        started.append(
+            subprocess.Popen(
+                [sys.executable, "-c", program + RUN], cwd=REPOSITORY, env=environment, text=True,
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            )
+        )  # fmt: skip
+    return started
+
+
+def ends(started):
+    """(exit status, lines on stdout but Gloo's greeting, stderr) of each."""
+    found = [(*process.communicate(timeout=100), process.returncode) for process in started]
+    return [
+        (status, [line for line in out.splitlines() if not line.startswith("[Gloo]")], err)
+        for out, err, status in found
+    ]
+
+
+def test_processes_exchange_arrays_and_wait_for_what_the_first_does():
+    body = """
+print(processes.gather({"a": np.arange(2) + 10 * me}, "adding up")["a"].tolist())
+print(processes.first_says(np.int32(7 - me), "asking"))
+done = []
+processes.first_process_does(lambda: (time.sleep(0.5), done.append(me)), "waiting")
+print("did", done)
+try:
+    processes.first_process_does(lambda: 1 / 0, "dividing")
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+    (first, out0, err0), (second, out1, err1) = ends(run(body.strip()))
+    assert (first, second) == (0, 0), err0 + err1
+    shared = ["[[0, 1], [10, 11]]", "7"]
+    assert out0 == [*shared, "did [0]", "ZeroDivisionError division by zero", "end"]
+    *same, told, end = out1
+    assert [*same, end] == [*shared, "did []", "end"]
+    assert told.startswith("ProcessError dividing failed on process 0 of 2 (")
+    assert told.endswith("division by zero")
+
+
+def test_the_error_of_one_process_stops_the_others_which_name_it():
+    body = """
+if me == 1:
+    raise config.ConfigError("no data set cb in this folder")
+processes.meet("opening the data")
+"""
+    (first, out0, err0), (second, _, err1) = ends(run(body.strip()))
+    assert (first, second) == (1, 1), err0 + err1
+    assert "error: no data set cb in this folder" in err1
+    assert "error: process 1 of 2 (" in err0
+    assert "stopped: no data set cb in this folder" in err0
+    assert "end" not in out0
+
+
+def test_who_does_not_come_to_a_meeting_is_named():
+    body = """
+if me == 1:
+    time.sleep(4)
+processes.meet("opening the data")
+"""
+    (first, _, err0), (second, _, _) = ends(run(body.strip(), patience=2))
+    assert first == 1
+    assert second != 0
+    assert "opening the data: process 1 of 2 (" in err0
+    assert "did not come within 2 s" in err0
+
+
+def test_a_step_that_never_ends_tells_where_everyone_is():
+    body = """
+processes.at("step 7" if me == 0 else "reading the batch of step 7")
+time.sleep(60)
+"""
+    (first, _, err0), (second, _, err1) = ends(run(body.strip(), patience=2))
+    assert (first, second) == (1, 1), err0 + err1
+    for err in (err0, err1):
+        assert "nothing has moved for 2 s" in err
+        assert "): step 7; process 1 of 2 (" in err
+        assert "): reading the batch of step 7" in err
+
+
+ENDLESS = """
+print("ready", flush=True)
+while True:
+    processes.at("step")
+    processes.gather(np.int32(1), "adding up")
+    time.sleep(0.05)
+"""
+
+
+@pytest.mark.parametrize("killed", [1, pytest.param(0, marks=pytest.mark.slow)])
+def test_a_killed_process_is_named_by_the_others(killed):
+    started = run(ENDLESS.strip(), count=3)
+    for process in started:
+        assert process.stdout.readline() == "ready\n"
+    time.sleep(1)
+    os.kill(started[killed].pid, signal.SIGKILL)
+    found = ends(started)
+    assert found[killed][0] == -signal.SIGKILL
+    for status, _, err in found[:killed] + found[killed + 1 :]:
+        assert status not in (0, -signal.SIGKILL)
+        # JAX ends processes at once when the coordinator is gone; that it was process 0 they said at their start.
+        named = f"process {killed} of 3 (" if killed else "the coordinator is process 0 of 3 ("
+        assert named in err, err
+
+
+POLLING = """
+print("ready", flush=True)
+with processes.Preemption() as preemption:
+    polls = 1
+    while not preemption.poll():
+        processes.gather(np.int32(polls), "adding up")
+        polls += 1
+print("polls", polls)
+"""
+
+
+@pytest.mark.parametrize("told", [1, pytest.param(0, marks=pytest.mark.slow)])
+def test_sigterm_to_one_process_is_heard_by_all_at_the_same_poll(told):
+    started = run(POLLING.strip())
+    for process in started:
+        assert process.stdout.readline() == "ready\n"
+    time.sleep(0.5)
+    os.kill(started[told].pid, signal.SIGTERM)
+    (first, out0, err0), (second, out1, err1) = ends(started)
+    assert (first, second) == (0, 0), err0 + err1
+    assert out0 == out1
+    assert out0[0].startswith("polls ")
