@@ -92,6 +92,7 @@ def cluster(patience: float = PATIENCE) -> Iterator[None]:
 def _join(patience: float) -> None:
     if jax.distributed.is_initialized():
         return
+    jax.config.update("jax_enable_preemption_service", False)  # SIGTERM is heard by `Preemption`
     names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
     address, count, index = (os.environ.get(name) for name in names)
     limits: dict[str, Any] = {
@@ -199,27 +200,29 @@ def at(place: str) -> None:
 
 
 class Preemption:
-    """Hears SIGTERM while its block runs; the processes of a run hear one's at the same poll."""
+    """Hears SIGTERM while its block runs; the processes of a run leave together, whichever of them it was sent to."""
 
     def __init__(self) -> None:
-        self.asked = False
-        self._polls = 0
+        self._heard, self._agreed = False, False
         self._previous: Any = None
 
     def __enter__(self) -> "Preemption":
-        # In a multi-process run JAX listens, from `jax.distributed.initialize` on.
-        if threading.current_thread() is threading.main_thread() and jax.process_count() == 1:
+        if threading.current_thread() is threading.main_thread():
             self._previous = signal.signal(signal.SIGTERM, self._on_signal)
         return self
 
     def _on_signal(self, *_: Any) -> None:
-        self.asked = True
+        self._heard = True
+
+    @property
+    def asked(self) -> bool:
+        """Whether all processes have been asked to leave; with several of them as of the last poll."""
+        return self._heard if _current() is None else self._agreed
 
     def poll(self) -> bool:
         """Whether to leave now; the same on all processes, which poll at the same places in the same order."""
-        if jax.process_count() > 1 and not self.asked:
-            self._polls += 1
-            self.asked = bool(multihost_utils.reached_preemption_sync_point(self._polls))
+        if run := _current():
+            self._agreed = run.poll(self._heard) or self._agreed
         return self.asked
 
     def check(self) -> None:

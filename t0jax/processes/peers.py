@@ -52,6 +52,9 @@ class Peers:
         """How many time limits of others' waiting cover what this process does."""
         self.heard = ["" for _ in self.names]
         self.silent = [0 for _ in self.names]
+        self.polling, self.polls = threading.Lock(), 0
+        self.leave_at: int | None = None
+        """The poll at which all processes leave together, once one was told to; 0 when they could not agree."""
         self.still, self.moved = 0, -1
         """Process 0 counts in beats, not seconds: a pause of its own is no silence of the others."""
 
@@ -111,6 +114,33 @@ class Peers:
         if errors and error is None:
             raise ProcessError(f"{what} failed on {self.names[min(errors)]}: {errors[min(errors)]}")
 
+    # -------------------------------------------------------------------------------- leaving together
+
+    def poll(self, told: bool) -> bool:
+        """One of the places, the same on all processes, where a run can be left: whether this is the one.
+
+        JAX's `reached_preemption_sync_point` does the like, but orbax calls it too, with numbers of its own.
+
+        Args:
+            told: this process is to leave.
+        """
+        if told and self.leave_at is None:
+            self._set("leaving", "")
+        with self.polling:
+            self.polls += 1
+            return self.polls == self.leave_at
+
+    def _appoint(self) -> None:
+        """Agrees on the next poll of the process that is furthest, while none can go on to another."""
+        with self.polling:
+            self.leave_at = 0
+            self._set("polls", str(self.polls))
+            with contextlib.suppress(
+                jax.errors.JaxRuntimeError
+            ):  # one is lost, which is told elsewhere
+                self.client.wait_at_barrier(f"{_ROOT} leaving", int(LOST_SECONDS * 1000))
+                self.leave_at = max(map(int, self._all("polls").values())) + 1
+
     # -------------------------------------------------------------------------------- failing
 
     def fail(self, error: BaseException) -> None:
@@ -143,6 +173,8 @@ class Peers:
             self._end()
         if self.index == 0:
             self._listen()
+        if self.leave_at is None and self._all("leaving"):
+            self._appoint()
         failed = self._all("failed")
         failed.pop(self.index, None)
         if failed and not self.failed.is_set():
@@ -171,10 +203,11 @@ class Peers:
         self.client.key_value_set(f"{_ROOT}/failed/{index}", why, allow_overwrite=True)
         return why
 
-    # -------------------------------------------------------------------------------- leaving
+    # -------------------------------------------------------------------------------- ending
 
     def _leave(self, why: str) -> None:
-        print(f"error: {why}. This process stops too", file=sys.stderr, flush=True)
+        then = "This process stops too; started again, all go on from what was saved"
+        print(f"error: {why}. {then}", file=sys.stderr, flush=True)
         self._end()
 
     def _end(self) -> None:
