@@ -101,4 +101,6 @@ class Profiler:
         if self._tracing:
             self._tracing = False
             jax.profiler.stop_trace()
-            metrics.note(f"profile: written to {self.folder}; look at it with: xprof --logdir {self.folder}")
+            metrics.note(
+                f"profile: written to {self.folder}; look at it with: xprof --logdir {self.folder}"
+            )
