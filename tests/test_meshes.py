@@ -132,6 +132,11 @@ def shard_shape(names, shape, mesh):
     return tuple(n // w if n % w == 0 else n for n, w in zip(shape, cuts, strict=True))
 
 
+def shapes_in(program):
+    """The shapes of all arrays in a compiled program's text."""
+    return {tuple(map(int, dims.split(","))) for dims in re.findall(r"\w+\[([\d,]+)\]", program)}
+
+
 def check_shards(tree, axes, mesh):
     """Every array of `tree` is cut as its axes say; returns (bytes on a device, bytes in all)."""
 
@@ -173,6 +178,21 @@ def test_a_fresh_state_is_created_in_shards(name):
         assert all_moments - 8 == 2 * total
 
 
+def test_no_device_draws_a_whole_random_matrix():
+    """The program of the first parameters has no array as large as one that is cut."""
+    mesh, network = mesh_of((1, 4, 2)), models.build(MODEL)
+    where = sharding.param_shardings(network.axes, network.shapes, mesh)
+    init = jax.jit(network.init, out_shardings=where)
+    program = init.lower(jax.random.key(0)).compile().as_text()
+    cut = {
+        leaf.shape
+        for leaf, place in zip(jax.tree.leaves(network.shapes), jax.tree.leaves(where), strict=True)
+        if len(leaf.shape) > 1 and place.shard_shape(leaf.shape) != leaf.shape
+    }
+    assert len(cut) == 8
+    assert cut.isdisjoint(shapes_in(program))
+
+
 @pytest.mark.parametrize(("name", "factor"), [("adafactor", 1.02), ("adamw", 3)])
 def test_a_3b_state_takes_an_eighth_of_its_bytes_on_each_of_eight_devices(name, factor):
     """Nothing is allocated: T5 v1.1 xl by its shapes, `factor` times the parameters' bytes."""
@@ -195,7 +215,7 @@ def test_logits_stay_in_shards_from_the_head_to_the_loss():
     mesh, network = mesh_of((2, 2, 2)), models.build(small)
     program = loss_program(network, mesh)
     rows, words = ROWS // 4, MODEL.vocab_size // 2
-    shapes = {tuple(map(int, dims.split(","))) for dims in re.findall(r"f32\[([\d,]+)\]", program)}
+    shapes = shapes_in(program)
     # The head multiplies flat rows.
     assert {(rows, TARGETS, words), (rows * TARGETS, words)} & shapes
     whole = [
