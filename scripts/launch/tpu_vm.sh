@@ -5,7 +5,7 @@
 #   scripts/launch/tpu_vm.sh NAME ZONE log                              the first host's, as it grows
 #   scripts/launch/tpu_vm.sh NAME ZONE stop                             SIGTERM: all processes save, then exit
 # The run folder and the data must lie on a disk that all hosts mount at SHARED (a Filestore share, /shared by default).
-# Slices of one host need none.
+# Slices of one host need none. PYTHON names an interpreter of 3.11 or newer on the hosts (Ubuntu 22.04 has 3.10).
 #
 # Restarting: `start` ends what is left of an earlier start and goes on from the newest whole checkpoint; after a crash,
 # a lost host or `stop`, give it again with the same options. A spot slice that was taken away must be created anew
@@ -20,6 +20,7 @@ name="$1" zone="$2" action="$3"
 shift 3
 repository="${REPOSITORY:-$(git config --get remote.origin.url || true)}"
 shared="${SHARED:-/shared}"
+python="${PYTHON:-python3}"
 
 # Asynchronous all-gathers are on by default; this makes the all-reduces of gradients so. For several slices:
 # --xla_tpu_enable_data_parallel_all_reduce_opt=true --xla_tpu_data_parallel_opt_different_sized_ops=true
@@ -35,7 +36,7 @@ pid=/dev/shm/t0jax.pid
 case "$action" in
   install)
     on all "set -e; [ -d t0jax ] || git clone $(printf %q "$repository") t0jax; cd t0jax; git pull --ff-only
-      python3 -m venv .venv; .venv/bin/pip install --quiet --editable . 'jax[tpu]'"
+      $python -m venv .venv; .venv/bin/pip install --quiet --editable . 'jax[tpu]'"
     ;;
   start)
     # What an earlier start left may hold the chips: its process, that one's children, libtpu's lock.
