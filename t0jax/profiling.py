@@ -64,7 +64,12 @@ class Profiler:
     A run that ends inside the window, or begins there, keeps a trace of the steps that it made.
     """
 
-    def __init__(self, window: range, run_dir: Path) -> None:
+    def __init__(self, window: range, run_dir: Path, done: int) -> None:
+        """`done` is the number of steps already made: a resumed run may be past the window, and says so."""
+        if window and done >= window[-1]:
+            metrics.note(
+                f"profile: no trace; step {window[-1]}, the window's last, is already done"
+            )
         self.window = window if jax.process_index() == 0 else range(0)
         self.folder = run_dir / FOLDER
         self._tracing = False

@@ -17,7 +17,7 @@ def polynomial_step(x):
 
 def run(window, run_dir, steps, first=1):
     """Steps `first` to `steps`, as the training loop makes them."""
-    profiler, x = profiling.Profiler(window, run_dir), jnp.eye(64)
+    profiler, x = profiling.Profiler(window, run_dir, done=first - 1), jnp.eye(64)
     try:
         for number in range(first, steps + 1):
             with profiler.step(number) as span:
@@ -79,10 +79,12 @@ def test_a_trace_holds_the_windows_steps_and_their_programs_alone(tmp_path):
     assert not (tmp_path / "plain").exists()
 
 
-def test_a_run_that_ends_or_begins_inside_the_window_keeps_its_steps(tmp_path):
+def test_a_run_that_ends_or_begins_inside_the_window_keeps_its_steps(tmp_path, capsys):
     run(range(3, 9), tmp_path / "ends", steps=4)
     assert annotated(events(tmp_path / "ends")) == [3, 4]
     run(range(3, 9), tmp_path / "begins", steps=10, first=7)
     assert annotated(events(tmp_path / "begins")) == [7, 8]
+    assert "no trace" not in capsys.readouterr().out
     run(range(3, 9), tmp_path / "later", steps=10, first=9)
+    assert "no trace; step 8, the window's last, is already done" in capsys.readouterr().out
     assert not (tmp_path / "later").exists()
