@@ -422,6 +422,11 @@ def check(config: Config) -> Config:
             "model.attention cudnn needs model.dtype bfloat16",
         ),
         (
+            config.model.attention == "cudnn" and (data.input_length % 2 or data.target_length % 2),
+            f"model.attention cudnn trains on even lengths alone; data.input_length is {data.input_length}, "
+            f"data.target_length {data.target_length}",
+        ),
+        (
             not 0 <= config.model.dropout_rate < 1,
             f"model.dropout_rate {config.model.dropout_rate} is not in [0, 1)",
         ),

@@ -37,18 +37,20 @@ def process_slice(mesh: jax.sharding.Mesh) -> tuple[int, int]:
     Processes that hold the same rows (a `model` axis over several of them) have one share together.
 
     Raises:
-        ConfigError: two processes hold some rows in common but not all.
+        ConfigError: two processes hold some rows in common but not all; raised on every process.
     """
     blocks = mesh.devices.reshape(-1, mesh.shape["model"])
     owners = [frozenset(device.process_index for device in block) for block in blocks]
     groups = list(dict.fromkeys(owners))
-    mine = [i for i, group in enumerate(groups) if jax.process_index() in group]
-    if len(mine) != 1:
+    processes = [process for group in groups for process in group]
+    if len(processes) > len(set(processes)) or len({owners.count(group) for group in groups}) > 1:
         raise ConfigError(
-            f"mesh {dict(mesh.shape)} cuts a batch across processes unevenly; choose a `model` size that "
-            "divides a process's devices or is a multiple of them"
+            f"mesh {dict(mesh.shape)} cuts a batch unevenly over {len(set(processes))} processes of "
+            f"{mesh.size // len(set(processes))} devices; choose a mesh.model that divides a process's devices or is "
+            "a multiple of them"
         )
-    return mine[0], len(groups)
+    mine = next(i for i, group in enumerate(groups) if jax.process_index() in group)
+    return mine, len(groups)
 
 
 def make_mesh(
@@ -120,6 +122,30 @@ def batch_sharding(mesh: jax.sharding.Mesh, leading: int = 0) -> NamedSharding:
 def row_ways(mesh: jax.sharding.Mesh) -> int:
     """Over how many devices the rows of a batch are cut."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def check_rows(batch_size: int, parts: int, mesh: jax.sharding.Mesh) -> None:
+    """Refuses a batch that `parts` micro-batches and the devices which hold rows do not divide.
+
+    Args:
+        batch_size: `data.batch_size`, rows over all processes.
+        parts: `train.grad_accumulation`.
+        mesh: every device of a `data` x `fsdp` pair holds rows of its own.
+
+    Raises:
+        ConfigError: names the sizes and those that would do.
+    """
+    ways, shape = row_ways(mesh), mesh.shape
+    if batch_size % (ways * parts) == 0:
+        return
+    step = ways * parts
+    below = batch_size // step * step
+    near = f"{below} or {below + step}" if below else str(step)
+    raise ConfigError(
+        f"data.batch_size {batch_size} cannot be cut into train.grad_accumulation {parts} micro-batches over mesh.data "
+        f"{shape['data']} x mesh.fsdp {shape['fsdp']} devices; set it to {near} (a multiple of {step}), accumulate "
+        "over fewer micro-batches, or give devices to mesh.model, which holds no rows"
+    )
 
 
 def place(batch: Mapping[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:

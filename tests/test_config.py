@@ -51,6 +51,13 @@ def test_scripts_add_options_of_their_own():
         (["--train.steps", "many"], "train.steps"),
         (["--data.batch_size", "30"], "data.shards 8"),
         (["--model.attention", "cudnn"], "needs model.dtype bfloat16"),
+        (
+            [
+                *("--model.attention", "cudnn", "--model.dtype", "bfloat16"),
+                *("--data.input_length", "33"),
+            ],
+            "even lengths",
+        ),
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
         (["--train.eval_every", "5"], "data.eval_mixture is empty"),
     ],

@@ -1,5 +1,7 @@
 """Meshes, placement and prefetching on eight fake devices."""
 
+from types import SimpleNamespace
+
 import jax
 import numpy as np
 import pytest
@@ -74,3 +76,60 @@ def test_closing_prefetch_stops_reading():
     next(batches)
     batches.close()
     assert len(read) <= 5  # given out, two ready, one in hand
+
+
+@pytest.mark.parametrize(
+    ("batch", "parts", "sizes", "near"),
+    [
+        (12, 1, (4, 2, 1), "set it to 8 or 16 (a multiple of 8)"),
+        (24, 4, (2, 2, 2), "set it to 16 or 32 (a multiple of 16)"),
+        (4, 1, (8, 1, 1), "set it to 8 (a multiple of 8)"),
+    ],
+)
+def test_a_batch_that_the_devices_do_not_divide_is_refused(batch, parts, sizes, near):
+    mesh = sharding.make_mesh(config.Mesh(*sizes))
+    with pytest.raises(ConfigError, match=f"data.batch_size {batch} .*") as caught:
+        sharding.check_rows(batch, parts, mesh)
+    assert near in str(caught.value)
+    assert f"mesh.data {sizes[0]} x mesh.fsdp {sizes[1]}" in str(caught.value)
+    sharding.check_rows(48, 3, mesh)
+
+
+def pretended(sizes, each):
+    """A mesh whose devices belong, `each` at a time, to processes 0, 1, ..."""
+    processes = np.arange(np.prod(sizes)).reshape(sizes) // each
+    devices = np.vectorize(lambda p: SimpleNamespace(process_index=p), otypes=[object])(processes)
+    shape = dict(zip(sharding.MESH_AXES, sizes, strict=True))
+    return SimpleNamespace(devices=devices, shape=shape, size=devices.size)
+
+
+def shares(sizes, each, monkeypatch):
+    """`process_slice` as each process sees it."""
+    mesh, found = pretended(sizes, each), []
+    for process in range(mesh.size // each):
+        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+        found.append(sharding.process_slice(mesh))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("sizes", "each", "expected"),
+    [
+        ((8, 1, 1), 4, [(0, 2), (1, 2)]),
+        ((1, 4, 2), 4, [(0, 2), (1, 2)]),
+        ((1, 1, 8), 4, [(0, 1), (0, 1)]),  # both hold every row
+        ((2, 1, 4), 2, [(0, 2), (0, 2), (1, 2), (1, 2)]),
+        ((1, 2, 4), 1, [(0, 2)] * 4 + [(1, 2)] * 4),
+        ((2, 4, 1), 1, [(i, 8) for i in range(8)]),
+    ],
+)
+def test_processes_share_a_batchs_rows_as_the_mesh_cuts_them(sizes, each, expected, monkeypatch):
+    assert shares(sizes, each, monkeypatch) == expected
+
+
+def test_a_mesh_that_cuts_rows_across_processes_is_refused_on_all_of_them(monkeypatch):
+    """Processes 0 and 2 hold whole rows; had only process 1 refused, they would wait for it."""
+    for process in range(3):
+        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+        with pytest.raises(ConfigError, match="unevenly over 3 processes of 2 devices"):
+            sharding.process_slice(pretended((2, 1, 3), 2))

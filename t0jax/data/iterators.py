@@ -184,7 +184,8 @@ def check_layout(data: config.Data, process_count: int) -> None:
     """Raises ConfigError unless shards, batch and processes divide as they must."""
     if data.shards < 1 or data.shards % process_count:
         raise config.ConfigError(
-            f"data.shards={data.shards} must be a multiple of the {process_count} processes"
+            f"data.shards={data.shards} must be a multiple of the {process_count} processes that read different rows; "
+            "start one process a host, or set data.shards (of a new run: batches depend on it) to such a number"
         )
     if data.batch_size < 1 or data.batch_size % data.shards:
         raise config.ConfigError(
