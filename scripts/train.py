@@ -1,18 +1,29 @@
-"""Train a model: `python -m scripts.train --config configs/toy.yaml [--train.steps 100 ...]`."""
+"""Train a model: `python -m scripts.train --config configs/toy.yaml [--train.steps 100 ...]`.
 
+`--profile 10:15` traces steps 10 to 14.
+"""
+
+import dataclasses
 from collections.abc import Sequence
 
 from t0jax import config
 
+OPTIONS = {
+    "profile": {"type": str, "default": "", "metavar": "FIRST:END", "help": "[train.profile]"},
+}
+
 
 def main(argv: Sequence[str]) -> int:
     """Returns 0 after a finished run and after a preempted one that was saved."""
-    settings, _ = config.parse(argv, __doc__ or "")
+    settings, options = config.parse(argv, __doc__ or "", **OPTIONS)
     from t0jax import (
         train,
     )  # after parsing: a mistyped key is answered at once, and readers stay light
 
-    train.run(settings)
+    profile = options.profile or settings.train.profile
+    train.run(
+        dataclasses.replace(settings, train=dataclasses.replace(settings.train, profile=profile))
+    )
     return 0
 
 

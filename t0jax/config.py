@@ -205,6 +205,8 @@ class Train:
     async_checkpoint: bool = True
     tensorboard: bool = True
     wandb_project: str = ""
+    profile: str = ""
+    """Steps to trace, "10:15" for 10 to 14, into `<output_dir>/profile`; none when empty."""
     compile_cache: str = ""
     """Folder for compiled programs; `T0JAX_COMPILE_CACHE` when empty, none when both are."""
 

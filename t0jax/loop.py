@@ -4,12 +4,13 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from t0jax import checkpoint, evaluate, metrics, processes, sharding
+from t0jax import checkpoint, evaluate, metrics, processes, profiling, sharding
 from t0jax import config as config_lib
 from t0jax.config import Config, ConfigError
 from t0jax.data import loader as loader_lib
@@ -41,6 +42,7 @@ class Loop:
 
     def __post_init__(self) -> None:
         self.step, self.saved, self.finished = 0, -1, False
+        self.began, self.waited = time.monotonic(), False
         self.position: dict[str, Any] = {}
         self.pending: list[dict[str, jax.Array]] = []
         self.meter = metrics.Meter(self.config.model, self.config.data, self.config.train.steps)
@@ -53,27 +55,21 @@ class Loop:
         train, results, stopped = self.config.train, None, False
         self.step = first = self.saved = int(state["counters"]["step"])
         self.history.begin(first, self.checkpoints.entries())
-        began = time.monotonic()
         with (
             Preemption() as preemption,
             contextlib.closing(sharding.prefetch(self.read(), self.mesh)) as batches,
+            contextlib.closing(self.profiler()) as profiler,
         ):
             if self.owes_score():
                 results, stopped = self.score(state, preemption), preemption.asked
             while self.step < train.steps and not stopped:
-                processes.at(f"reading the batch of step {self.step + 1}")
-                batch, (rows, tokens, cut, self.position) = next(batches)
-                if self.step == first:
-                    waited = time.monotonic() - began
-                    note(f"data: first batch after {waited:.1f} s; compiling the step")
-                processes.at(f"step {self.step + 1}")
-                state, report = self.step_fn(state, batch)
-                self.step += 1
-                self.pending.append({**report, **cut})
-                self.meter.add(rows * self.shares, tokens * self.shares)
+                with profiler.step(self.step + 1) as span:
+                    state, span.result = self.advance(state, batches)
                 if self.step == first + 1:
-                    jax.block_until_ready(report)
-                    note(f"step {self.step}: first step after {time.monotonic() - began:.1f} s")
+                    jax.block_until_ready(span.result)
+                    note(
+                        f"step {self.step}: first step after {time.monotonic() - self.began:.1f} s"
+                    )
                     self.meter.restart()
                 if self.step % train.log_every == 0:
                     self.flush()
@@ -89,6 +85,31 @@ class Loop:
         else:
             note(f"SIGTERM: saved step {self.step}; the same command resumes from here")
         return results
+
+    def profiler(self) -> profiling.Profiler:
+        """Of the steps to come."""
+        train = self.config.train
+        window = profiling.parse_window(train.profile, train.steps)
+        return profiling.Profiler(window, Path(train.output_dir), self.step)
+
+    def advance(
+        self, state: State, batches: Iterator[tuple[dict[str, jax.Array], Any]]
+    ) -> tuple[State, dict[str, jax.Array]]:
+        """One step on the next batch: the new state, and what it reports, which is kept for the log."""
+        number = self.step + 1
+        processes.at(f"reading the batch of step {number}")
+        batch, (rows, tokens, cut, self.position) = next(batches)
+        if not self.waited:
+            self.waited = True
+            note(
+                f"data: first batch after {time.monotonic() - self.began:.1f} s; compiling the step"
+            )
+        processes.at(f"step {number}")
+        state, report = self.step_fn(state, batch)
+        self.step = number
+        self.pending.append({**report, **cut})
+        self.meter.add(rows * self.shares, tokens * self.shares)
+        return state, report
 
     def conclude(self, state: State, preemption: Preemption) -> Results | None:
         """What is due after a step: a checkpoint, an evaluation; both after the last."""

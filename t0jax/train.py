@@ -14,7 +14,17 @@ import jax
 import numpy as np
 import optax
 
-from t0jax import checkpoint, convert, evaluate, metrics, models, optim, processes, sharding
+from t0jax import (
+    checkpoint,
+    convert,
+    evaluate,
+    metrics,
+    models,
+    optim,
+    processes,
+    profiling,
+    sharding,
+)
 from t0jax import config as config_lib
 from t0jax.config import Config, ConfigError
 from t0jax.data import loader as loader_lib
@@ -129,6 +139,7 @@ def check_settings(config: Config, mesh: jax.sharding.Mesh) -> None:
     optim.make_schedule(
         config.optimizer, config.train.steps
     )  # refuses a warm-up longer than the run
+    profiling.parse_window(config.train.profile, config.train.steps)
     if config.data.eval_mixture and config.data.input_eos != config.evaluate.input_eos:
         raise ConfigError(
             f"data.input_eos is {config.data.input_eos}, evaluate.input_eos {config.evaluate.input_eos}: a "
@@ -141,12 +152,7 @@ def check_settings(config: Config, mesh: jax.sharding.Mesh) -> None:
         )
     if config.train.export != "none":
         convert.check_replaceable(Path(config.train.output_dir) / EXPORT_FOLDER)
-    ways = sharding.row_ways(mesh) * config.train.grad_accumulation
-    if config.data.batch_size % ways:
-        raise ConfigError(
-            f"data.batch_size {config.data.batch_size} is not a multiple of {ways} "
-            f"(mesh data x fsdp x train.grad_accumulation)"
-        )
+    sharding.check_rows(config.data.batch_size, config.train.grad_accumulation, mesh)
 
 
 def adopt_start(config: Config) -> Config:

@@ -288,7 +288,7 @@ def test_weights_or_state_of_another_run_start_a_new_one(uninterrupted, begun, t
         (["--data.vocabulary", "nowhere.model"], ConfigError, "nowhere.model does not exist"),
         (["--model.vocab_size", "128"], ConfigError, "embedding 128 rows"),
         (["--mesh.data", "3"], ConfigError, "needs 3 devices, there are 8"),
-        (["--data.batch_size", "12", "--data.shards", "4"], ConfigError, "not a multiple of 8"),
+        (["--data.batch_size", "12", "--data.shards", "4"], ConfigError, "a multiple of 8"),
         (["--train.init_checkpoint", "/nowhere"], CheckpointError, "there is no /nowhere"),
         (
             ["--optimizer.schedule", "linear", "--optimizer.warmup_steps", "50"],
