@@ -58,7 +58,7 @@ def ends(started):
 def test_processes_exchange_arrays_and_wait_for_what_the_first_does():
     body = """
 print(processes.gather({"a": np.arange(2) + 10 * me}, "adding up")["a"].tolist())
-print(processes.first_says(np.int32(7 - me), "asking"))
+print(processes.tell({"me": "é" * me}, "asking"))
 done = []
 processes.first_process_does(lambda: (time.sleep(0.5), done.append(me)), "waiting")
 print("did", done)
@@ -69,7 +69,7 @@ except Exception as error:
 """
     (first, out0, err0), (second, out1, err1) = ends(run(body.strip()))
     assert (first, second) == (0, 0), err0 + err1
-    shared = ["[[0, 1], [10, 11]]", "7"]
+    shared = ["[[0, 1], [10, 11]]", "[{'me': ''}, {'me': 'é'}]"]
     assert out0 == [*shared, "did [0]", "ZeroDivisionError division by zero", "end"]
     *same, told, end = out1
     assert [*same, end] == [*shared, "did []", "end"]

@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 
 import jax
 
-from t0jax import __version__
+from t0jax import __version__, processes
 from t0jax import config as config_lib
 from t0jax.data import views
-from t0jax.evaluate.exchange import agree, first_says
+from t0jax.evaluate.exchange import agree
 from t0jax.evaluate.progress import Progress, no_pause
 from t0jax.evaluate.tasks import content_digest, drawn_rows, identity, open_pieces
 from t0jax.models import Network, Params
@@ -137,7 +137,7 @@ class Evaluation(abc.ABC):
         reads = folder is not None and jax.process_index() == 0
         there = folder.finished() if reads else {}
         same = [name for name, own in names.items() if there.get(name, {}).get("identity") == own]
-        return first_says({name: there[name] for name in same})
+        return processes.tell({name: there[name] for name in same}, "what is scored already")[0]
 
     def _rows(self, task: Any) -> list[int]:
         return drawn_rows(len(task.rows), self.settings.max_examples)

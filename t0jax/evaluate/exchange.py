@@ -1,7 +1,6 @@
 """What the processes of an evaluation tell each other: how far they are, their rows, what is already there."""
 
 import hashlib
-import json
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -79,25 +78,3 @@ def exchange_rows(rows: Sequence[ScoredRow]) -> list[ScoredRow]:
         for i, (row, k, graded, cut) in enumerate(numbers)
         if row >= 0
     ]
-
-
-def first_says(content: Any) -> Any:
-    """The first process's `content` (as JSON), on every process."""
-    if jax.process_count() == 1:
-        return content
-    text = np.frombuffer(json.dumps(content).encode(), np.uint8)
-    what = "reading what is already scored"
-    size = int(processes.first_says(np.int32(len(text)), what))
-    padded = np.zeros(size, np.uint8)
-    padded[: min(size, len(text))] = text[:size]
-    return json.loads(bytes(processes.first_says(padded, what)).decode())
-
-
-def everyone_says(content: Any) -> list[Any]:
-    """Every process's `content` (as JSON), on every process; a collective."""
-    text = np.frombuffer(json.dumps(content).encode(), np.uint8)
-    sizes = processes.gather(np.int32(len(text)), "exchanging texts").ravel()
-    padded = np.zeros(max(sizes), np.uint8)
-    padded[: len(text)] = text
-    everyone = processes.gather(padded, "exchanging texts")
-    return [json.loads(bytes(part[:size])) for part, size in zip(everyone, sizes, strict=True)]

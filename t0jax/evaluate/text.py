@@ -15,12 +15,13 @@ import jax
 import numpy as np
 
 from t0jax import config as config_lib
+from t0jax import processes
 from t0jax.data import views
 from t0jax.data.encoding import PairEncoder
 from t0jax.data.rows import DataUnavailable, PromptedRows
 from t0jax.data.targets import why_no_target
 from t0jax.evaluate.evaluation import Evaluation
-from t0jax.evaluate.exchange import everyone_says, gather_rows
+from t0jax.evaluate.exchange import gather_rows
 from t0jax.evaluate.progress import Progress
 from t0jax.evaluate.tasks import (
     check_missing,
@@ -299,5 +300,5 @@ def _value(metric: str, name: str, value: Any, known: Mapping[str, float]) -> fl
 
 def exchange_texts(rows: Sequence[TextRow]) -> list[TextRow]:
     """The rows of all processes, in no order."""
-    parts = everyone_says([tuple(vars(row).values()) for row in rows])
+    parts = processes.tell([tuple(vars(row).values()) for row in rows], "exchanging texts")
     return [TextRow(*row) for part in parts for row in part]
