@@ -142,12 +142,12 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _unseal(step: Path, custom: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+def _unseal(custom: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     """Metadata and the fingerprints of the arrays; none of a checkpoint of version 0.3 or before."""
     plain = {name: value for name, value in custom.items() if name != SEAL}
     seal = dict(custom.get(SEAL) or {})
     if seal and seal.pop("metadata", None) != _digest([plain, seal]):
-        raise CheckpointError(f"{step}/{METADATA_FILE} is not as it was written")
+        raise CheckpointError(f"{METADATA_FILE} is not as it was written")
     return plain, dict(seal.get("arrays", {}))
 
 
@@ -179,8 +179,10 @@ def _describe(step: Path) -> tuple[dict[str, Any], dict[str, str], Mapping[str, 
     """Metadata, fingerprints, and the table of names and shapes of each tree."""
     try:
         found = ocp.checkpointables_metadata(step)
-        custom = dict(found.custom_metadata)  # type: ignore[arg-type]
-        return *_unseal(step, custom), found.metadata
+        custom = dict(found.custom_metadata or {})  # type: ignore[call-overload]
+        if not custom:  # what orbax makes of a file that is gone or broken
+            raise CheckpointError(f"{METADATA_FILE} cannot be read")
+        return *_unseal(custom), found.metadata
     except Exception as error:
         raise CheckpointError(f"{step} is damaged ({reason(error)})") from error
 
