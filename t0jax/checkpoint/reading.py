@@ -17,7 +17,7 @@ from orbax.checkpoint import v1 as ocp
 
 from t0jax import models
 from t0jax.checkpoint.folders import STEPS_FOLDER, CheckpointError
-from t0jax.config import ConfigError
+from t0jax.config import ConfigError, UserError
 from t0jax.metrics import note
 
 METADATA_FILE = "_CHECKPOINT_METADATA"
@@ -62,15 +62,16 @@ def together(action: Callable[[], Found]) -> Found:
     if not failed:
         return found  # type: ignore[return-value]
     kind = ConfigError if any(refused for refused, _ in failed.values()) else CheckpointError
-    if isinstance(error, kind):
-        raise error
-    alone = jax.process_count() == 1
-    texts = [text if alone else f"process {index}: {text}" for index, (_, text) in failed.items()]
+    if jax.process_count() == 1:
+        raise error if isinstance(error, kind) else kind(failed[0][1]) from error
+    texts = [f"process {index}: {text}" for index, (_, text) in failed.items()]
     raise kind("; ".join(texts)) from error
 
 
 def reason(error: BaseException) -> str:
-    """The first line of an error's message."""
+    """The first line of what caused an error: orbax wraps that in long descriptions of itself."""
+    while error.__cause__ is not None and not isinstance(error, UserError):
+        error = error.__cause__
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0][:300]
 
@@ -200,7 +201,9 @@ def read_state(step: Path, abstract: State) -> tuple[State, dict[str, Any]]:
         ConfigError: the checkpoint's arrays have other names or shapes.
         CheckpointError: some process cannot read it, or its arrays are not those that were saved.
     """
-    state, metadata, fingerprints = together(lambda: _read_alone(step, abstract))
+    # Orbax numbers its operations on each process: none may begin to load unless all do.
+    metadata, fingerprints = together(lambda: _read_tables(step, abstract))
+    state = together(lambda: _load_alone(step, abstract))
     for part, told in fingerprints.items():
         if fingerprint(state[part]) != told:
             raise CheckpointError(
@@ -209,8 +212,17 @@ def read_state(step: Path, abstract: State) -> tuple[State, dict[str, Any]]:
     return state, metadata
 
 
-def _read_alone(step: Path, abstract: State) -> tuple[State, dict[str, Any], dict[str, str]]:
-    """This process's shards, the metadata, the fingerprints to compare; waits for no other process."""
+def _load_alone(step: Path, abstract: State) -> State:
+    """This process's shards; waits for no other process."""
+    try:
+        with _alone():
+            return ocp.load_checkpointables(step, abstract)
+    except Exception as error:
+        raise CheckpointError(f"{step} cannot be read: {reason(error)}") from error
+
+
+def _read_tables(step: Path, abstract: State) -> tuple[dict[str, Any], dict[str, str]]:
+    """The metadata, and the fingerprints of the trees that will be read as they were saved."""
     metadata, fingerprints, tables = _describe(step)
     for part in abstract:
         if part not in tables and part not in fingerprints:
@@ -218,21 +230,12 @@ def _read_alone(step: Path, abstract: State) -> tuple[State, dict[str, Any], dic
                 f"{step} has no {part}: it holds parameters alone, use train.init_from weights"
             )
     found = {part: _table(step, part, tables) for part in abstract}
-    wanted = {part: {key(path): leaf for path, leaf in leaves(abstract[part])} for part in abstract}
-    for part in abstract:
-        _check_shapes(step, part, found[part], wanted[part])
-    try:
-        with _alone():
-            state = ocp.load_checkpointables(step, abstract)
-    except Exception as error:
-        raise CheckpointError(f"{step} cannot be read: {reason(error)}") from error
-    comparable = {
-        part: told
-        for part, told in fingerprints.items()
-        if part in abstract
-        and all(found[part][name].dtype == leaf.dtype for name, leaf in wanted[part].items())
-    }
-    return state, metadata, comparable
+    same = {}
+    for part, tree in abstract.items():
+        wanted = {key(path): leaf for path, leaf in leaves(tree)}
+        _check_shapes(step, part, found[part], wanted)
+        same[part] = all(found[part][name].dtype == leaf.dtype for name, leaf in wanted.items())
+    return metadata, {part: told for part, told in fingerprints.items() if same.get(part)}
 
 
 def _alone() -> ocp.Context:
