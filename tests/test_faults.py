@@ -162,6 +162,7 @@ def test_a_run_folder_with_a_damaged_checkpoint_is_its_newest_whole_one_for_ever
 ):
     """By its arrays or by its metadata; one that was named itself is an error."""
     network, checkpoints = models.build(MODEL), Checkpoints(tmp_path)
+    mesh = sharding.make_mesh(config.Mesh(), mesh.devices.ravel()[:1])
     settings, saved = config.to_dict(config.Config(model=MODEL)), {}
     for step in (4, 8):
         saved[step] = random_params(network, mesh, step)
@@ -304,6 +305,30 @@ def test_a_folder_that_cannot_be_changed_is_an_error_that_says_what_is_whole(
     ):
         checkpoints.save(3, state, metadata)
     assert on_disk(tmp_path) == ["1", "2"]
+
+
+TIMED_OUT = """DEADLINE_EXCEEDED: Barrier timed out. Id: CheckpointManager:save_start::2. This usually happens because \
+a task triggered the barrier too early or too slowly. Please look at the task logs to debug further.
+# of tasks that reached the barrier: 1/2.
+The first task at the barrier: 0. Some timed out task names:
+1
+
+
+RPC: /xla.coordination.CoordinationService/Barrier"""
+"""What JAX 0.10.2 said when the second of two processes was stopped before a save."""
+
+
+def test_a_process_that_does_not_come_to_a_save_is_named(mesh, tmp_path, monkeypatch):
+    def time_out(*_, **__):
+        raise jax.errors.JaxRuntimeError(TIMED_OUT)
+
+    save(tmp_path, (1,), mesh)
+    checkpoints = Checkpoints(tmp_path)
+    monkeypatch.setattr(checkpoints._orbax, "save_checkpointables_async", time_out)
+    with pytest.raises(
+        CheckpointError, match=r"process 1 did not come .* checkpoint 1 is whole; see"
+    ):
+        checkpoints.save(2, small(mesh, 2), {"step": 2})
 
 
 def test_leftovers_of_a_killed_save_go_with_the_next_one_and_nothing_else_does(mesh, tmp_path):

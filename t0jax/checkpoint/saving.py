@@ -55,6 +55,7 @@ class Checkpoints:
         self._folder = (run_dir / STEPS_FOLDER).absolute()
         self._keep_last, self._keep_also = max(keep_last, 1), keep_also
         self._damaged: set[int] = set()
+        self._writing = 0
 
     @functools.cached_property
     def _orbax(self) -> ocp.training.Checkpointer:
@@ -101,6 +102,7 @@ class Checkpoints:
         Raises:
             CheckpointError: this or the previous background save failed (a full disk, a read-only folder).
         """
+        self.wait()
         try:
             self._set_aside_damaged()
             if step not in self.steps():
@@ -110,10 +112,11 @@ class Checkpoints:
                     force=True,
                     custom_metadata=reading.sealed(metadata, state),
                 )
-            if wait:
-                self._orbax.wait()
+                self._writing = step
         except Exception as error:
             raise CheckpointError(self._failure(step, error)) from error
+        if wait:
+            self.wait()
 
     def wait(self) -> None:
         """Until everything is on disk; raises what a background save failed with."""
@@ -121,18 +124,18 @@ class Checkpoints:
             if "_orbax" in self.__dict__:
                 self._orbax.wait()
         except Exception as error:
-            raise CheckpointError(self._failure(None, error)) from error
+            raise CheckpointError(self._failure(self._writing, error)) from error
 
-    def _failure(self, step: int | None, error: Exception) -> str:
+    def _failure(self, step: int, error: Exception) -> str:
         whole = [found for found in reading.steps_in(self._folder) if found not in self._damaged]
         left = f"checkpoint {whole[-1]} is whole" if whole else "no earlier checkpoint exists"
-        what = "a checkpoint" if step is None else f"the checkpoint of step {step}"
         way_out = "make room or fix the folder's permissions and start"
         if missing := _missing_processes(error):
             way_out = "see that process's log, and start"
+        why = missing or reading.reason(error)
         return (
-            f"{what} could not be written to {self._folder}: {missing or reading.reason(error)}. {left}; {way_out} "
-            "the same command again to go on from there."
+            f"the checkpoint of step {step} could not be written to {self._folder}: {why}. {left}; {way_out} the same "
+            "command again to go on from there."
         )
 
     def restore(self, abstract: State) -> tuple[State, dict[str, Any]] | None:
