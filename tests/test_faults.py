@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from t0jax import checkpoint, config, models, sharding
+from t0jax import checkpoint, config, metrics, models, sharding
 from t0jax.checkpoint import CheckpointError, Checkpoints
 from t0jax.config import ConfigError
 from t0jax.evaluate.history import History
@@ -46,7 +46,6 @@ def small(mesh, seed=0):
     return {
         "params": {"a": jax.device_put(np.random.default_rng(seed).random((64, 64), "f4"), where)},
         "optimizer": (jnp.full(3, seed, "float32"),),
-        "counters": {"step": jnp.int32(seed)},
     }
 
 
@@ -307,6 +306,20 @@ def test_a_folder_that_cannot_be_changed_is_an_error_that_says_what_is_whole(
     assert on_disk(tmp_path) == ["1", "2"]
 
 
+def test_the_other_files_of_a_run_say_so_too_when_there_is_no_room(tmp_path):
+    checkpoint.write_run_files(tmp_path, config.Config(), None)
+    before = (tmp_path / "config.yaml").read_bytes()
+    sink = metrics.JsonLines(tmp_path / "metrics.jsonl", 0)
+    with files_no_larger_than(10):
+        with pytest.raises(CheckpointError, match=r"cannot be written to .*File too large"):
+            checkpoint.write_run_files(tmp_path, config.Config(), None)
+        with pytest.raises(
+            config.UserError, match=r"metrics\.jsonl cannot be written .*as they were"
+        ):
+            sink.write(1, {"loss": 0.5, "accuracy": 0.25})
+    assert (tmp_path / "config.yaml").read_bytes() == before
+
+
 TIMED_OUT = """DEADLINE_EXCEEDED: Barrier timed out. Id: CheckpointManager:save_start::2. This usually happens because \
 a task triggered the barrier too early or too slowly. Please look at the task logs to debug further.
 # of tasks that reached the barrier: 1/2.
@@ -345,8 +358,8 @@ def test_leftovers_of_a_killed_save_go_with_the_next_one_and_nothing_else_does(m
 
 def test_other_shapes_are_an_error_and_no_damage(mesh, tmp_path):
     save(tmp_path, (1, 2), mesh)
-    other = abstract(small(mesh) | {"counters": {"step": jnp.zeros(2, "int32")}})
-    with pytest.raises(ConfigError, match=r"counters 'step' has shape \(\), .* needs \(2,\)"):
+    other = abstract(small(mesh) | {"optimizer": (jnp.zeros(2, "float32"),)})
+    with pytest.raises(ConfigError, match=r"optimizer '0' has shape \(3,\), .* needs \(2,\)"):
         Checkpoints(tmp_path).restore(other)
 
 

@@ -23,11 +23,21 @@ class CheckpointError(config_lib.UserError):
 
 
 def write_run_files(run_dir: Path, config: config_lib.Config, vocabulary: Path | None) -> None:
-    """`config.yaml` and a copy of the vocabulary, each written whole or not at all."""
-    run_dir.mkdir(parents=True, exist_ok=True)
-    write_atomically(run_dir / CONFIG_FILE, config_to_yaml(config).encode())
-    if vocabulary is not None and not (run_dir / VOCABULARY_FILE).exists():
-        write_atomically(run_dir / VOCABULARY_FILE, Path(vocabulary).read_bytes())
+    """`config.yaml` and a copy of the vocabulary, each written whole or not at all.
+
+    Raises:
+        CheckpointError: they cannot be written.
+    """
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        write_atomically(run_dir / CONFIG_FILE, config_to_yaml(config).encode())
+        if vocabulary is not None and not (run_dir / VOCABULARY_FILE).exists():
+            write_atomically(run_dir / VOCABULARY_FILE, Path(vocabulary).read_bytes())
+    except OSError as error:
+        raise CheckpointError(
+            f"{run_dir} cannot be written to ({error}); nothing in it was changed. Make room or fix its permissions "
+            "and start the same command again"
+        ) from error
 
 
 def config_to_yaml(config: config_lib.Config) -> str:
