@@ -205,6 +205,18 @@ def test_a_damaged_checkpoint_pushes_no_whole_one_out(mesh, tmp_path):
     assert Checkpoints(tmp_path).restore(abstract(state))[1]["step"] == 8
 
 
+def test_a_checkpoint_that_is_damaged_after_it_was_saved_is_no_different(mesh, tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep_last=2)
+    for step in (4, 8):
+        checkpoints.save(step, small(mesh, step), {"step": step}, wait=True)
+    damage(tmp_path / "checkpoints" / "8")
+    assert checkpoints.restore(abstract(small(mesh)))[1]["step"] == 4
+    checkpoints.save(8, small(mesh, 8), {"step": 8}, wait=True)
+    assert checkpoints.steps() == [4, 8]
+    assert on_disk(tmp_path) == ["4", "8", "8.damaged"]
+    assert_equal(checkpoints.restore(abstract(small(mesh)))[0], small(mesh, 8))
+
+
 def test_what_was_set_aside_before_stays(mesh, tmp_path):
     save(tmp_path, (4, 8), mesh)
     (tmp_path / "checkpoints" / "8.damaged").mkdir()

@@ -80,7 +80,7 @@ class Checkpoints:
     def entries(self) -> list[Any]:
         """Records of these checkpoints; each has a `step` and `metrics`."""
         if "_orbax" in self.__dict__:
-            return list(self._orbax.checkpoints)
+            return [entry for entry in self._orbax.checkpoints if entry.step not in self._damaged]
         found = reading.steps_in(self._folder)
         return [_entry(self._folder, step) for step in found if step not in self._damaged]
 
@@ -174,6 +174,8 @@ class Checkpoints:
             return
         reading.together(self._rename_damaged)
         self._damaged.clear()
+        if "_orbax" in self.__dict__:
+            self._orbax.reload()
 
     def _rename_damaged(self) -> None:
         if jax.process_index() > 0:
