@@ -90,8 +90,14 @@ class JsonLines:
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise config_lib.UserError(
+                f"{self._file.name} cannot be written ({error}); the checkpoints beside it are as they were. Make room "
+                "or fix the folder's permissions and start the same command again"
+            ) from error
 
     def close(self) -> None:
         self._file.close()

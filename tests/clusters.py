@@ -1,0 +1,39 @@
+"""Real processes with some CPU devices each, which find each other as those of a cluster do."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def start(arguments, processes, devices):
+    """Starts `python ARGUMENTS` as that many processes."""
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices)}
+    if processes > 1:
+        environment["JAX_COORDINATOR_ADDRESS"] = f"127.0.0.1:{free_port()}"
+        environment["JAX_NUM_PROCESSES"] = str(processes)
+    return [
+        subprocess.Popen(
+            [sys.executable, *arguments], cwd=REPOSITORY, text=True,
+            env=environment | ({"JAX_PROCESS_ID": str(index)} if processes > 1 else {}),
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )
+        for index in range(processes)
+    ]  # fmt: skip
+
+
+def finish(started):
+    """What each has said; all must end well."""
+    said = [process.communicate(timeout=400)[0] for process in started]
+    for process, text in zip(started, said, strict=True):
+        assert process.returncode == 0, text
+    return said
