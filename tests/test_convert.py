@@ -137,28 +137,6 @@ def test_loading_into_shards(shape, export):
     assert_same_params(jax.device_get(params), make_params(V11))
 
 
-def test_a_shard_reads_only_itself(export):
-    """Loading a stacked parameter over 8 devices asks the file for eighths."""
-    network = models.build(V11)
-    mesh = sharding.make_mesh(cfg.Mesh(1, 8, 1))
-    where = sharding.param_shardings(network.axes, network.shapes, mesh)
-    tensors = convert.open_tensors(export)
-    sizes = []
-
-    def spy(tensor):
-        def read(slices):
-            sizes.append(tensor.read(slices).size)
-            return tensor.read(slices)
-
-        return dataclasses.replace(tensor, read=read)
-
-    tensors = {name: spy(tensor) for name, tensor in tensors.items()}
-    entry = next(e for e in convert.name_table(network) if e.path[-2:] == ("mlp", "wo"))
-    convert.load_entry(entry, tensors, where["encoder"]["layers"]["mlp"]["wo"])
-    layers, inputs, outputs = entry.shape
-    assert sizes == [inputs * outputs // 8] * (layers * 8)
-
-
 # transformers as the reader
 
 
