@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> None:
     _make_directory(options)
     for job in options.jobs:
         for line in _run(job, options):
-            print(_report(job, line), flush=True)
+            print(json.dumps(line) if options.json else _report(job, line), flush=True)
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -66,6 +66,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--mesh", default="1,-1,1", help="sizes of data, fsdp and model")
     parser.add_argument("--processes", type=int, default=1, help="that share the devices")
     parser.add_argument("--devices", type=int, default=8, help="CPU devices of all processes")
+    parser.add_argument("--json", action="store_true", help="numbers in bytes and seconds")
     parser.add_argument("--child", choices=JOBS, help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 

@@ -98,8 +98,9 @@ def load_entry(
         shards = _read_shards(entry, tensors, group)
         while shards:
             bounds, shard = shards.popitem()
-            # A copy that the device owns: memory that NumPy owns could not be donated.
-            copies = [jax.device_put(shard, device, may_alias=False) for device in owners[bounds]]
+            # Each is new memory and never written again: JAX may go on reading it, or keep it, after this.
+            copies = [jax.device_put(shard, device) for device in owners[bounds]]
+            del shard
             placed += jax.block_until_ready(copies)
     return jax.make_array_from_single_device_arrays(entry.shape, sharding, placed)
 
