@@ -67,8 +67,12 @@ class Checkpoints:
         keep: list[Any] = [policies.LatestN(self._keep_last)]
         if self._keep_also is not None:
             keep.append(self._keep_also)
+        # Compressing floats takes nine times the processor time of writing them and saves 8 % of the disk.
+        context = ocp.Context()
+        context.array.saving.use_compression = False
         return ocp.training.Checkpointer(
             self._folder,
+            context=context,
             preservation_policy=policies.AnyPreservationPolicy(keep),
             cleanup_tmp_directories=True,
         )

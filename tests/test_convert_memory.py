@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import socket
 import subprocess
 import sys
 import weakref
@@ -220,3 +221,54 @@ def test_peak_of_a_real_import(processes, tmp_path):
     for row in rows:
         assert row["held"] == pytest.approx(308e6 / processes, rel=0.01)
         assert row["peak"] <= row["held"] + 2 * convert.HELD_BYTES + 2 * files.READ_BYTES + 30e6
+
+
+TWO_EXPORTS = """
+import sys
+import jax
+from t0jax import config, convert, models, sharding
+from t0jax.convert import files
+
+def full_disk(*_):
+    raise OSError(28, "No space left on device")
+
+sharding.start_cluster()
+network = models.build(config.Model(**eval(sys.argv[2])))
+mesh = sharding.make_mesh(config.Mesh(data=1, fsdp=-1))
+where = sharding.param_shardings(network.axes, network.shapes, mesh)
+params = jax.jit(network.init, out_shardings=where)(jax.random.key(0))
+convert.save_params(params, network.config, sys.argv[1])
+files.SafetensorsFile.write = full_disk
+try:
+    convert.save_params(params, network.config, sys.argv[1])
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_export_and_agree_on_an_error(export, tmp_path):
+    """The same files as one process writes; a full disk on the first one ends both, and the export stays."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+    command = [sys.executable, "-c", TWO_EXPORTS, str(tmp_path / "hf"), str(vars(MODEL))]
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "2", "JAX_COORDINATOR_ADDRESS": address}
+    started = [
+        subprocess.Popen(
+            command,
+            env=environment | {"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(index)},
+            cwd=Path(__file__).parents[1],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(2)
+    ]
+    outputs = [process.communicate(timeout=200)[0] for process in started]
+    assert [process.returncode for process in started] == [0, 0], outputs
+    assert "OSError [Errno 28] No space left on device" in outputs[0]
+    assert "ConfigError" in outputs[1]
+    assert "failed on the first process" in outputs[1]
+    assert [path.name for path in tmp_path.iterdir()] == ["hf"]
+    for file in export.iterdir():
+        assert (tmp_path / "hf" / file.name).read_bytes() == file.read_bytes()
