@@ -60,9 +60,10 @@ def load_params(
 ) -> models.Params:
     """The parameters of a Hugging Face directory, float32, each shard put where it lives.
 
-    Beside the result are held, at any time, at most `HELD_BYTES` of shards and `files.READ_BYTES` of a file (or one
-    shard and one row, where these are larger); of several processes each reads what its own devices need. All names
-    and shapes are checked before anything is read.
+    Beside the result are held at most about two times `HELD_BYTES` of shards (JAX lets go of host memory some time
+    after it was copied) and `files.READ_BYTES` of a file, or a shard and a row where these are larger. Of several
+    processes each reads the rows, whole, of which its devices need any column. All names and shapes are checked
+    before anything is read.
 
     Args:
         hf_dir: holds `model.safetensors` or its shards.

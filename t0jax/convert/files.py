@@ -123,7 +123,7 @@ def _tensor(file: Path, name: str, start: int, found: Mapping[str, Any]) -> Tens
 
 
 def _fill(stream: Any, values: np.ndarray, file: Path) -> None:
-    left = memoryview(values.reshape(-1).view(np.uint8))
+    left = values.reshape(-1).view(np.uint8).data
     while left:
         count = stream.readinto(left)  # the system reads 2 GiB at most
         if not count:
@@ -195,7 +195,7 @@ class SafetensorsFile:
 
     def write(self, name: str, value: np.ndarray) -> None:
         """Appends the next of `names`."""
-        data = memoryview(np.ascontiguousarray(value).reshape(-1).view(np.uint8))
+        data = np.ascontiguousarray(value).reshape(-1).view(np.uint8).data
         self._append(data)
         self._digests[name] = hashlib.sha256(data).digest()
 
@@ -214,7 +214,7 @@ class SafetensorsFile:
         for name in self.names:
             found = hashlib.sha256()
             for _, rows in tensors[name].blocks(0, tensors[name].shape[0]):
-                found.update(rows.reshape(-1).view(np.uint8))
+                found.update(rows.reshape(-1).view(np.uint8).data)
             if found.digest() != self._digests[name]:
                 raise ConvertError(
                     f"{name} reads back otherwise than it was written; is the disk failing?"

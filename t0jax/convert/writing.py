@@ -158,8 +158,9 @@ def _file_tensor(leaf: jax.Array, layer: int, entry: Entry, dtype: np.dtype) -> 
     if entry.stacked or not leaf.is_fully_addressable:
         where = None
         if not leaf.is_fully_addressable:
-            assert isinstance(leaf.sharding, jax.sharding.NamedSharding)
-            where = sharding.replicated(leaf.sharding.mesh)
+            mesh = getattr(leaf.sharding, "mesh", None)
+            assert isinstance(mesh, jax.sharding.Mesh), leaf.sharding
+            where = sharding.replicated(mesh)
         # Waited for, also where nothing is done with it: collectives of several programs at once may block each other.
         whole = jax.block_until_ready(_take(where)(leaf, layer if entry.stacked else None))
     if jax.process_index() != 0:
