@@ -242,12 +242,8 @@ def start_state(
     """
     start = config.train.init_checkpoint
     abstract = abstract_state(network, optimizer, mesh)
-    if checkpoints.steps():
-        restored = checkpoints.restore(abstract)
-        if restored is None:
-            raise checkpoint.CheckpointError(
-                f"no checkpoint in {config.train.output_dir} can be read; move the folder away to start over"
-            )
+    restored = checkpoints.restore(abstract)
+    if restored is not None:
         note(f"start: resuming {config.train.output_dir} at step {restored[1]['step']}")
         return restored[0], restored[1]["position"]
     if start and config.train.init_from == "state":

@@ -1,9 +1,12 @@
-"""`python -m scripts.bench data|train|evaluate|flipped|generate [options]`; `--help` after the name lists its own."""
+"""`python -m scripts.bench NAME [options]`: data, train, evaluate, flipped, generate, convert or checkpoint.
+
+`--help` after the name lists its own options.
+"""
 
 import importlib
 import sys
 
-BENCHES = ("data", "train", "evaluate", "flipped", "generate")
+BENCHES = ("data", "train", "evaluate", "flipped", "generate", "convert", "checkpoint")
 
 
 def main(argv: list[str]) -> int:

@@ -11,11 +11,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-from t0jax import models
+from t0jax import models, processes
 from t0jax.checkpoint.folders import STEPS_FOLDER, CheckpointError
 from t0jax.config import ConfigError, UserError
 from t0jax.metrics import note
@@ -32,17 +30,6 @@ Found = TypeVar("Found")
 # All processes together
 
 
-def gather(local: Any) -> list[Any]:
-    """A JSON value of every process, in their order; the same list on all."""
-    if jax.process_count() == 1:
-        return [local]
-    text = json.dumps(local).encode()
-    length = int(np.max(multihost_utils.process_allgather(np.int32(len(text)))))
-    padded = np.frombuffer(text.ljust(length), dtype=np.uint8)
-    rows = np.asarray(multihost_utils.process_allgather(padded))
-    return [json.loads(row.tobytes().decode()) for row in rows]
-
-
 def together(action: Callable[[], Found]) -> Found:
     """What `action` returns where it has succeeded on all processes: a failure of one is a failure of all.
 
@@ -57,7 +44,9 @@ def together(action: Callable[[], Found]) -> Found:
         found = action()
     except Exception as caught:
         error = caught
-    told = gather(error and (isinstance(error, ConfigError), reason(error)))
+    told = processes.tell(
+        error and (isinstance(error, ConfigError), reason(error)), "reading a checkpoint"
+    )
     failed = {index: about for index, about in enumerate(told) if about}
     if not failed:
         return found  # type: ignore[return-value]
@@ -109,7 +98,10 @@ def newest_whole(
     Raises:
         CheckpointError: there are some, and none can be read.
     """
-    seen = sorted({step for found in gather(sorted(steps)) for step in found}, reverse=True)
+    seen = sorted(
+        {step for found in processes.tell(sorted(steps), "listing checkpoints") for step in found},
+        reverse=True,
+    )
     for step in seen:
         try:
             return read(folder / str(step))

@@ -14,6 +14,7 @@ import jax
 from absl import flags
 from orbax.checkpoint import v1 as ocp
 
+from t0jax import processes
 from t0jax.checkpoint import reading
 from t0jax.checkpoint.folders import STEPS_FOLDER, CheckpointError
 from t0jax.checkpoint.reading import State
@@ -66,6 +67,8 @@ class Checkpoints:
         _limit_waiting()
         context = ocp.Context()
         context.asynchronous.timeout_secs = WAIT_SECONDS
+        # Compressing floats takes nine times the processor time of writing them and saves 8 % of the disk.
+        context.array.saving.use_compression = False
         return ocp.training.Checkpointer(
             self._folder,
             context=context,
@@ -162,7 +165,9 @@ class Checkpoints:
         """Finds those that cannot be the best or the last either, as one whose deletion was interrupted."""
         older = [step for step in self.steps() if step < restored]
         faults = {step: reading.fault(self._folder / str(step)) for step in older}
-        for told in reading.gather([[step, why] for step, why in faults.items() if why]):
+        for told in processes.tell(
+            [[step, why] for step, why in faults.items() if why], "comparing checkpoints"
+        ):
             for step, why in told:
                 if step not in self._damaged:
                     self._damaged.add(step)
@@ -232,7 +237,7 @@ def _missing_processes(error: Exception) -> str:
 def gather_position(local: Mapping[str, Any]) -> dict[str, Any]:
     """Every process's data position as one JSON value, the same on all: dictionaries are merged."""
     merged: dict[str, Any] = {}
-    for position in reading.gather(dict(local)):
+    for position in processes.tell(dict(local), "gathering the data position"):
         _merge(merged, position)
     return merged
 

@@ -1,14 +1,21 @@
-"""Weight files of Hugging Face directories: tensors stay on disk until they are read, part by part."""
+"""Weight files of Hugging Face directories: tensors stay on disk until they are read, part by part.
 
+safetensors maps files into memory, where every page that was read counts as this process's until the file is closed,
+and writes a file from a copy of all its tensors in memory. Here the library checks files; the bytes go by plain reads
+and writes (format: https://github.com/huggingface/safetensors#format).
+"""
+
+import hashlib
 import json
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import safetensors
-from safetensors.numpy import save_file
 
 from t0jax import config as cfg
 
@@ -16,6 +23,17 @@ from t0jax import config as cfg
 class ConvertError(cfg.UserError, ValueError):
     """A directory that cannot be read or written; the message names the file or tensor."""
 
+
+READ_BYTES = 16 << 20
+"""Of a file in memory at once, unless one row of a tensor is longer."""
+
+DTYPES = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+}
+"""Those weights come in, by safetensors' names."""
 
 Slices = tuple[slice, ...]
 
@@ -25,8 +43,17 @@ class Tensor:
     """One tensor of a file that stays on disk until it is read."""
 
     shape: tuple[int, ...]
-    read: Callable[[Slices], np.ndarray]
-    """The part within the slices, in the file's dtype."""
+    itemsize: int
+    """Bytes of an element in the file."""
+    read: Callable[[slice], np.ndarray]
+    """The rows (indices of the first axis) within the slice, in the file's dtype."""
+
+    def blocks(self, first: int, last: int) -> Iterable[tuple[int, np.ndarray]]:
+        """Rows `first` to `last` in order, as (index of the first one, rows), about `READ_BYTES` at a time."""
+        row = int(np.prod(self.shape[1:])) * self.itemsize
+        step = max(1, READ_BYTES // max(1, row))
+        for at in range(first, last, step):
+            yield at, self.read(slice(at, min(at + step, last)))
 
 
 def open_tensors(hf_dir: str | Path, allow_pickle: bool = False) -> dict[str, Tensor]:
@@ -66,14 +93,42 @@ def _files(hf_dir: Path, stem: str) -> list[Path]:
 
 def _open_safetensors(file: Path) -> dict[str, Tensor]:
     try:
-        handle = safetensors.safe_open(file, "np")
+        with safetensors.safe_open(
+            file, "np"
+        ):  # the header is whole and the file as long as it says
+            pass
     except (safetensors.SafetensorError, OSError) as error:
         raise ConvertError(f"{file} is truncated or damaged ({error}); fetch it again") from None
-    tensors = {}
-    for name in handle.keys():  # noqa: SIM118 (a file, not a dict)
-        part = handle.get_slice(name)
-        tensors[name] = Tensor(tuple(part.get_shape()), part.__getitem__)
-    return tensors
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(length))
+    header.pop("__metadata__", None)
+    return {name: _tensor(file, name, 8 + length, found) for name, found in header.items()}
+
+
+def _tensor(file: Path, name: str, start: int, found: Mapping[str, Any]) -> Tensor:
+    if found["dtype"] not in DTYPES:
+        raise ConvertError(f"{file}: {name} is of {found['dtype']}; {', '.join(DTYPES)} are read")
+    dtype, shape = DTYPES[found["dtype"]], tuple(found["shape"])
+    row, start = int(np.prod(shape[1:])), start + found["data_offsets"][0]
+
+    def read(rows: slice) -> np.ndarray:
+        values = np.empty((rows.stop - rows.start, *shape[1:]), dtype)
+        with file.open("rb", buffering=0) as stream:
+            stream.seek(start + rows.start * row * dtype.itemsize)
+            _fill(stream, values, file)
+        return values
+
+    return Tensor(shape, dtype.itemsize, read)
+
+
+def _fill(stream: Any, values: np.ndarray, file: Path) -> None:
+    left = values.reshape(-1).view(np.uint8).data
+    while left:
+        count = stream.readinto(left)  # the system reads 2 GiB at most
+        if not count:
+            raise ConvertError(f"{file} was cut short while it was read; fetch it again")
+        left = left[count:]
 
 
 def _open_pickle(file: Path) -> dict[str, Tensor]:
@@ -85,22 +140,85 @@ def _open_pickle(file: Path) -> dict[str, Tensor]:
         raise ConvertError(f"{file} cannot be read as plain weights: {error}") from None
 
     def tensor(value: torch.Tensor) -> Tensor:
-        return Tensor(tuple(value.shape), lambda slices: value[slices].detach().float().numpy())
+        def read(rows: slice) -> np.ndarray:
+            return value[rows].detach().float().numpy()
+
+        return Tensor(tuple(value.shape), 4, read)
 
     return {name: tensor(value) for name, value in state.items()}
 
 
-def whole(tensor: Tensor) -> np.ndarray:
-    """All of a tensor, in the file's dtype."""
-    return tensor.read(tuple(slice(0, n) for n in tensor.shape))
+class SafetensorsFile:
+    """One safetensors file, written tensor by tensor: the same bytes as `safetensors.numpy.save_file` writes.
 
+    A context manager: the file is begun on entering, and on the disk after leaving.
+    """
 
-def save_shard(shard: dict[str, np.ndarray], file: Path) -> None:
-    """Writes one safetensors file; a full disk is an OSError like any other."""
-    try:
-        save_file(shard, file, metadata={"format": "pt"})
-    except safetensors.SafetensorError as error:
-        raise OSError(f"{file.name} could not be written: {error}") from error
+    def __init__(self, path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: np.dtype) -> None:
+        """Touches nothing.
+
+        Args:
+            path: of a new file.
+            shapes: of all its tensors.
+            dtype: of all its tensors, one of `DTYPES`.
+        """
+        self.path, self.names = path, sorted(shapes)
+        """The names are in the order in which `write` takes the tensors."""
+        self._shapes, self._dtype = shapes, dtype
+        self._digests: dict[str, bytes] = {}
+
+    def __enter__(self) -> "SafetensorsFile":
+        self._stream = self.path.open("xb", buffering=0)
+        try:
+            self._append(self._header())
+        except BaseException:
+            self._stream.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            os.fsync(self._stream.fileno())
+        finally:
+            self._stream.close()
+
+    def _header(self) -> bytes:
+        end, kind = 0, {known: name for name, known in DTYPES.items()}[self._dtype]
+        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        for name in self.names:
+            begin, end = end, end + int(np.prod(self._shapes[name])) * self._dtype.itemsize
+            about = {"dtype": kind, "shape": self._shapes[name], "data_offsets": (begin, end)}
+            header[name] = about
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        text += b" " * (-len(text) % 8)
+        return len(text).to_bytes(8, "little") + text
+
+    def write(self, name: str, value: np.ndarray) -> None:
+        """Appends the next of `names`."""
+        data = np.ascontiguousarray(value).reshape(-1).view(np.uint8).data
+        self._append(data)
+        self._digests[name] = hashlib.sha256(data).digest()
+
+    def _append(self, data: bytes | memoryview) -> None:
+        left = memoryview(data)
+        while left:  # the system writes 2 GiB at most
+            left = left[self._stream.write(left) :]
+
+    def verify(self) -> None:
+        """Reads the file back.
+
+        Raises:
+            ConvertError: a tensor is not what `write` was given.
+        """
+        tensors = _open_safetensors(self.path)
+        for name in self.names:
+            found = hashlib.sha256()
+            for _, rows in tensors[name].blocks(0, tensors[name].shape[0]):
+                found.update(rows.reshape(-1).view(np.uint8).data)
+            if found.digest() != self._digests[name]:
+                raise ConvertError(
+                    f"{name} reads back otherwise than it was written; is the disk failing?"
+                )
 
 
 def read_json(path: Path) -> dict[str, Any]:

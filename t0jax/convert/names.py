@@ -74,6 +74,12 @@ class Entry:
         shape = self.shape[1:] if self.stacked else self.shape
         return shape[::-1] if self.transposed else shape
 
+    def leaf(self, tree: models.Params) -> Any:
+        """What a tree of the parameters' structure holds for it."""
+        for key in self.path:
+            tree = tree[key]
+        return tree
+
 
 def name_table(network: models.Network) -> list[Entry]:
     """Every parameter of `network` with its Hugging Face names."""

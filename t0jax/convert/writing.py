@@ -1,0 +1,281 @@
+"""T5 to a Hugging Face directory: every tensor is gathered, written and forgotten before the next."""
+
+import contextlib
+import dataclasses
+import functools
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_dtypes
+import numpy as np
+
+from t0jax import config as cfg
+from t0jax import models, processes, sharding
+from t0jax.convert.files import ConvertError, SafetensorsFile, read_json, write_json
+from t0jax.convert.names import (
+    MARK,
+    Entry,
+    generation_config,
+    hf_config,
+    name_table,
+    read_config,
+)
+from t0jax.data.vocabulary import EXTRA_IDS, Pieces
+
+SHARD_BYTES = 5_000_000_000
+"""Largest safetensors file written; Hugging Face's own default."""
+
+DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+
+
+def save_params(
+    params: models.Params,
+    config: cfg.Model,
+    out_dir: str | Path,
+    dtype: str = "float32",
+    tokenizer_path: str | Path | None = None,
+    *,
+    shard_bytes: int = SHARD_BYTES,
+) -> Path:
+    """Writes a directory that transformers' `from_pretrained` reads, whole or not at all.
+
+    Everything goes into a folder beside `out_dir` first, is read back and compared, then takes its place. No more than
+    one tensor (of a stack, one layer's) is held beside the parameters. Of several processes, all of which call this,
+    the first writes; all gather every tensor, even when writing has failed, so that none is left waiting.
+
+    Args:
+        params: the model, on any mesh.
+        config: its architecture.
+        out_dir: does not exist, is empty, or holds an earlier export.
+        dtype: of the file's tensors, 'float32' or 'bfloat16'.
+        tokenizer_path: a SentencePiece model; without it no tokenizer files are written.
+        shard_bytes: largest size of a file.
+
+    Returns:
+        `out_dir`.
+
+    Raises:
+        ConvertError: `out_dir` holds something else, the vocabulary is larger than the embedding, or the
+            file reads back otherwise than it was written.
+        OSError: the disk is full or read-only; `out_dir` is as it was.
+    """
+    out_dir = Path(out_dir)
+    if dtype not in DTYPES:
+        raise ConvertError(f"dtype {dtype!r}; {' or '.join(DTYPES)} can be written")
+    plan = plan_files(config, DTYPES[dtype], shard_bytes)
+    what, files = f"writing {out_dir}", []
+    with contextlib.ExitStack() as stack:
+
+        def begin() -> None:
+            check_replaceable(out_dir)
+            folder = stack.enter_context(_replacing(out_dir))
+            _describe(folder, config, dtype, plan, tokenizer_path)
+            files.extend(
+                SafetensorsFile(folder / part.name, part.shapes, part.dtype) for part in plan
+            )
+
+        def finish() -> None:
+            with stack.pop_all():
+                if error is not None:
+                    raise error
+                _verify(files, config)
+
+        processes.first_process_does(begin, what)
+        error = _write_tensors(files, _gather(params, plan))
+        processes.first_process_does(finish, what)
+    return out_dir
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One file of an export."""
+
+    name: str
+    dtype: np.dtype
+    places: dict[str, tuple[Entry, int]]
+    """Tensor name -> its parameter and its layer in that (0 where it is no stack)."""
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Tensor name -> shape."""
+        return {name: entry.tensor_shape for name, (entry, _) in self.places.items()}
+
+
+def plan_files(config: cfg.Model, dtype: np.dtype, shard_bytes: int = SHARD_BYTES) -> list[Part]:
+    """The files of a model: parameters in their order until a file is full."""
+    parts: list[dict[str, tuple[Entry, int]]] = [{}]
+    used = 0
+    for entry in name_table(models.build(config)):
+        size = int(np.prod(entry.tensor_shape)) * dtype.itemsize
+        for layer, name in enumerate(entry.tensors):
+            if used and used + size > shard_bytes:
+                used = 0
+                parts.append({})
+            used += size
+            parts[-1][name] = (entry, layer)
+    names = [f"model-{n:05}-of-{len(parts):05}.safetensors" for n in range(1, len(parts) + 1)]
+    if len(parts) == 1:
+        names = ["model.safetensors"]
+    return [Part(name, dtype, places) for name, places in zip(names, parts, strict=True)]
+
+
+def file_index(plan: list[Part]) -> dict[str, Any]:
+    """`model.safetensors.index.json`: which file holds which tensor."""
+    shapes = [(part, shape) for part in plan for shape in part.shapes.values()]
+    size = sum(int(np.prod(shape)) * part.dtype.itemsize for part, shape in shapes)
+    weights = {name: part.name for part in plan for name in part.places}
+    return {"metadata": {"total_size": size}, "weight_map": weights}
+
+
+def hf_tensors(
+    params: models.Params, config: cfg.Model, dtype: np.dtype
+) -> Iterator[tuple[str, np.ndarray]]:
+    """The tensors of an export, one at a time, as (name, array in `dtype`)."""
+    plan = plan_files(config, dtype)
+    names = (name for part in plan for name in sorted(part.places))
+    return zip(names, _gather(params, plan), strict=True)
+
+
+def _gather(params: models.Params, plan: list[Part]) -> Iterator[Any]:
+    """Every tensor whole on the first process, one at a time in the files' order; None on the others.
+
+    All processes that hold parts of the parameters must ask for every one.
+    """
+    for part in plan:
+        for name in sorted(part.places):
+            entry, layer = part.places[name]
+            yield _file_tensor(entry.leaf(params), layer, entry, part.dtype)
+
+
+def _file_tensor(leaf: jax.Array, layer: int, entry: Entry, dtype: np.dtype) -> np.ndarray | None:
+    """One tensor as the file has it, on the first process; nothing of it stays elsewhere."""
+    whole = leaf
+    if entry.stacked or not leaf.is_fully_addressable:
+        where = None
+        if not leaf.is_fully_addressable:
+            mesh = getattr(leaf.sharding, "mesh", None)
+            assert isinstance(mesh, jax.sharding.Mesh), leaf.sharding
+            where = sharding.replicated(mesh)
+        # Waited for, also where nothing is done with it: collectives of several programs at once may block each other.
+        whole = jax.block_until_ready(_take(where)(leaf, layer if entry.stacked else None))
+    if jax.process_index() != 0:
+        return None
+    value = np.empty(entry.tensor_shape, dtype)
+    target = value.T if entry.transposed else value
+    # Shard by shard: `np.asarray` of several would leave a host copy with the array.
+    for shard in whole.addressable_shards[: 1 if whole.is_fully_replicated else None]:
+        target[shard.index] = shard.data
+    return value
+
+
+@functools.cache
+def _take(where: jax.sharding.Sharding | None) -> Any:
+    def take(x: jax.Array, layer: jax.Array | None) -> jax.Array:
+        return x if layer is None else jax.lax.dynamic_index_in_dim(x, layer, keepdims=False)
+
+    return jax.jit(take, out_shardings=where)
+
+
+def _write_tensors(files: list[SafetensorsFile], gathered: Iterator[Any]) -> Exception | None:
+    """Fills `files` (none: another process does) and returns what stopped it."""
+    error = None
+    try:
+        for file in files:
+            with file:
+                for name in file.names:
+                    file.write(name, next(gathered))
+    except Exception as caught:
+        error = caught
+    if jax.process_count() > 1:
+        # The other processes gather to the end, which takes this one too.
+        for _ in gathered:
+            pass
+    return error
+
+
+def _verify(files: list[SafetensorsFile], config: cfg.Model) -> None:
+    """Reads the export back and compares every byte."""
+    for file in files:
+        file.verify()
+    folder = files[0].path.parent
+    architecture = cfg.with_compute(read_config(folder), config)
+    wanted = dataclasses.replace(config, num_decoder_layers=config.decoder_layers)
+    if architecture != wanted:
+        raise ConvertError(f"config.json reads back as {architecture}, written from {wanted}")
+
+
+def _describe(
+    folder: Path,
+    config: cfg.Model,
+    dtype: str,
+    plan: list[Part],
+    tokenizer_path: str | Path | None,
+) -> None:
+    """Writes everything that is no weight."""
+    if tokenizer_path is not None:
+        _write_tokenizer(folder, Path(tokenizer_path), config)
+    write_json(folder / "config.json", hf_config(config, dtype))
+    write_json(folder / "generation_config.json", generation_config(config))
+    if len(plan) > 1:
+        write_json(folder / "model.safetensors.index.json", file_index(plan))
+
+
+def check_replaceable(out_dir: Path) -> None:
+    """Refuses a folder that an export may not take the place of.
+
+    Raises:
+        ConvertError: it holds something else than an earlier export.
+    """
+    if out_dir.is_dir() and any(out_dir.iterdir()):
+        config = out_dir / "config.json"
+        if not config.exists() or MARK not in read_json(config):
+            raise ConvertError(
+                f"{out_dir} is not empty and no export of t0jax; choose another folder"
+            )
+    elif out_dir.exists() and not out_dir.is_dir():
+        raise ConvertError(f"{out_dir} is a file; choose another folder")
+
+
+@contextlib.contextmanager
+def _replacing(out_dir: Path) -> Iterator[Path]:
+    """A new folder that becomes `out_dir` when the block ends, and vanishes when it fails."""
+    token = uuid.uuid4().hex[:8]
+    new, old = (out_dir.with_name(f".{out_dir.name}.{kind}-{token}") for kind in ("new", "old"))
+    new.mkdir(parents=True)
+    try:
+        yield new
+        if out_dir.exists():
+            os.rename(out_dir, old)
+        os.rename(new, out_dir)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def check_vocabulary(size: int, config: cfg.Model, where: str | Path) -> None:
+    """Refuses a vocabulary of `size` ids, extra ids included, that outgrows the embedding.
+
+    Raises:
+        ConvertError: token ids would fall outside the table.
+    """
+    if size > config.vocab_size:
+        raise ConvertError(
+            f"{where} has {size} token ids, extra ids included, but the model's embedding has "
+            f"{config.vocab_size} rows; use the model's own vocabulary or a larger vocab_size"
+        )
+
+
+def _write_tokenizer(folder: Path, model_file: Path, config: cfg.Model) -> None:
+    """`spiece.model` and what makes `AutoTokenizer` read it as T5's."""
+    check_vocabulary(Pieces(model_file).size, config, model_file)
+    shutil.copyfile(model_file, folder / "spiece.model")
+    special = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+    special |= {"additional_special_tokens": [f"<extra_id_{i}>" for i in range(EXTRA_IDS)]}
+    settings = {"tokenizer_class": "T5Tokenizer", "extra_ids": EXTRA_IDS, "model_max_length": 10**6}
+    write_json(folder / "tokenizer_config.json", settings | special)
+    write_json(folder / "special_tokens_map.json", special)
