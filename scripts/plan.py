@@ -17,7 +17,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "job": {"choices": ["train", "evaluate"], "default": "train", "help": "a step, or scoring"},
     "price": {"type": float, "default": None, "help": "of one chip for an hour"},
     "search": {"action": "store_true", "help": "rank meshes x remat x grad_accumulation that fit"},
-    "wanted": {"type": int, "default": 3, "help": "how many settings --search shows"},
+    "wanted": {"type": int, "default": 3, "help": "how many that fit --search looks for"},
     "limit": {"type": int, "default": 6, "help": "how many settings --search may compile"},
 }
 
@@ -54,8 +54,7 @@ def main(argv: Sequence[str]) -> int:
     found = plan.find_settings(
         settings, options.topology, wanted=options.wanted, limit=options.limit, **common
     )
-    for rank, made in enumerate(found, start=1):
-        print(f"\n{rank}.\n{plan.table(made)}")
+    print(f"{plan.ranking(found)}\n\n1.\n{plan.table(found[0])}")
     return 0
 
 

@@ -1,18 +1,18 @@
-"""Plans: what is read from compiled programs against hand counts, arithmetic against recipes, and the search's law."""
+"""Plans: the real step compiled for eight CPU devices, arithmetic against recipes, the search's laws, the errors."""
 
 import dataclasses
 import functools
+import os
 import random
 import sys
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 import pytest
-from jax.sharding import AxisType, NamedSharding
-from jax.sharding import PartitionSpec as P
 
+from scripts import plan as script
 from t0jax import config, metrics, plan, sharding
-from t0jax.plan import analytic, compiled, hlo, programs, roofline, search, topology
+from t0jax.plan import analytic, programs, roofline, search, topology
 
 TINY = config.Config(
     model=config.Model(
@@ -23,7 +23,6 @@ TINY = config.Config(
     mesh=config.Mesh(2, 4, 1),
     train=config.Train(steps=10, grad_accumulation=2),
 )
-TURNS = 5
 
 
 def recipe(name):
@@ -33,169 +32,6 @@ def recipe(name):
 @pytest.fixture(autouse=True)
 def at_home(request, monkeypatch):
     monkeypatch.chdir(request.config.rootpath)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Collectives of a compiled program
-
-
-COLLECTIVES = {
-    # On 8 devices, of 64 float32 a device: what each sends by the ring algorithm.
-    "all-gather": (lambda x: jax.lax.all_gather(x, "d").sum(0), 7 * 256),
-    "all-reduce": (lambda x: jax.lax.psum(x, "d"), 2 * 256 * 7 / 8),
-    "reduce-scatter": (
-        lambda x: jnp.tile(jax.lax.psum_scatter(x, "d", tiled=True), 8),
-        256 * 7 / 8,
-    ),
-    "collective-permute": (
-        lambda x: jax.lax.ppermute(x, "d", [(i, (i + 1) % 8) for i in range(8)]),
-        256,
-    ),
-    "all-to-all": (
-        lambda x: jax.lax.all_to_all(x.reshape(8, 8), "d", 0, 0).reshape(64),
-        256 * 7 / 8,
-    ),
-}
-
-
-def read(function):
-    mesh = jax.make_mesh((8,), ("d",), axis_types=(AxisType.Auto,))
-    where = NamedSharding(mesh, P("d"))
-    mapped = jax.shard_map(function, mesh=mesh, in_specs=P("d"), out_specs=P("d"), check_vma=False)
-    x = jax.ShapeDtypeStruct((8 * 64,), jnp.float32, sharding=where)
-    return hlo.traffic(jax.jit(mapped).lower(x).compile().as_text())
-
-
-@pytest.mark.parametrize("kind", COLLECTIVES)
-def test_collectives_count_once_outside_a_loop_and_each_turn_inside(kind):
-    one, size = COLLECTIVES[kind]
-
-    def program(x):
-        def turn(x, _):
-            return one(jnp.sin(x)), None
-
-        return one(jax.lax.scan(turn, x, length=TURNS)[0] * 2)
-
-    found = read(program)
-    assert found.sent() == {kind: pytest.approx((TURNS + 1) * size)}
-    assert {(c.group, c.times) for c in found.collectives} <= {(8, 1), (8, TURNS), (8, TURNS + 1)}
-    assert found.unknown_loops == 0
-
-
-def test_a_loop_in_a_loop_multiplies():
-    def program(x):
-        def inner(x, _):
-            return jax.lax.psum(jnp.sin(x), "d"), None
-
-        def outer(x, _):
-            return jax.lax.scan(inner, x, length=3)[0] * 2, None
-
-        return jax.lax.scan(outer, x, length=TURNS)[0]
-
-    assert read(program).sent() == {"all-reduce": pytest.approx(3 * TURNS * 2 * 256 * 7 / 8)}
-
-
-TPU_TEXT = """HloModule jit_step, is_scheduled=true, num_partitions=16
-
-%fused.1 (p.1: f32[8,4]) -> f32[64,4] {
-  %p.1 = f32[8,4]{1,0:T(8,128)} parameter(0)
-  ROOT %ag.1 = f32[64,4]{1,0:T(8,128)} all-gather(%p.1), channel_id=5, replica_groups=[2,8]<=[16], dimensions={0}
-}
-
-%fused.2 (p.2: f32[8,4]) -> f32[64,4] {
-  %p.2 = f32[8,4]{1,0:T(8,128)} parameter(0)
-  ROOT %ag.2 = f32[64,4]{1,0:T(8,128)} all-gather(%p.2), channel_id=5, replica_groups=[2,8]<=[16], dimensions={0}
-}
-
-%all-reduce-scatter.3 (p.3: f32[32]) -> f32[8] {
-  %p.3 = f32[32]{0:T(128)} parameter(0)
-  %ar.3 = f32[32]{0:T(128)} all-reduce(%p.3), channel_id=6, replica_groups=mesh['a'=4,'b'=4] {'b'}, to_apply=%add
-  %zero.3 = s32[] constant(0)
-  ROOT %ds.3 = f32[8]{0:T(128)} dynamic-slice(%ar.3, %zero.3), dynamic_slice_sizes={8}
-}
-
-%body (s: (u32[], f32[8,4], f32[32])) -> (u32[], f32[8,4], f32[32]) {
-  %two = u32[] constant(2)
-  %s = (u32[]{:T(128)}, f32[8,4]{1,0:T(8,128)}, /*index=2*/f32[32]{0:T(128)}) parameter(0)
-  %i = u32[] get-tuple-element(%s), index=0
-  %x = f32[8,4]{1,0:T(8,128)} get-tuple-element(%s), index=1
-  %y = f32[32]{0:T(128)} get-tuple-element(%s), index=2
-  %next = u32[] add(%i, %two)
-  %start = f32[64,4]{1,0:T(8,128)S(1)} fusion(%x), kind=kCustom, calls=%fused.1, config={"estimated_cycles":"100"}
-  %done = f32[64,4]{1,0:T(8,128)S(1)} fusion(%x), kind=kCustom, calls=%fused.2, config={"estimated_cycles":"20"}
-  %rs = f32[8]{0:T(128)} fusion(%y), kind=kCustom, calls=%all-reduce-scatter.3
-  %cp = (f32[8,4]{1,0:T(8,128)}, f32[8,4]{1,0:T(8,128)}, u32[]) collective-permute-start(%x), channel_id=7
-  %cpd = f32[8,4]{1,0:T(8,128)} collective-permute-done(%cp)
-  ROOT %t = (u32[]{:T(128)}, f32[8,4]{1,0:T(8,128)}, f32[32]{0:T(128)}) tuple(%next, %cpd, %y)
-}
-
-%condition (c: (u32[], f32[8,4], f32[32])) -> pred[] {
-  %limit = u32[] constant(9)
-  %c = (u32[]{:T(128)}, f32[8,4]{1,0:T(8,128)}, f32[32]{0:T(128)}) parameter(0)
-  %j = u32[] get-tuple-element(%c), index=0
-  ROOT %less = pred[]{:T(512)} compare(%j, %limit), direction=LT
-}
-
-ENTRY %main (a: f32[8,4], b: f32[32]) -> f32[8,4] {
-  %a = f32[8,4]{1,0:T(8,128)} parameter(0)
-  %b = f32[32]{0:T(128)} parameter(1)
-  %one = u32[] constant(1)
-  %from = u32[] copy(%one)
-  %state = (u32[], f32[8,4]{1,0:T(8,128)}, f32[32]{0:T(128)}) tuple(%from, %a, %b)
-  %loop = (u32[], f32[8,4]{1,0:T(8,128)}, f32[32]{0:T(128)}) while(%state), condition=%condition, body=%body
-  ROOT %out = f32[8,4]{1,0:T(8,128)} get-tuple-element(%loop), index=1
-}
-"""
-"""As libtpu writes: no trip counts, gathers spread over fusions, reduce-scatters in disguise, VMEM as `S(1)`."""
-
-
-def test_what_a_tpu_compiler_writes_is_read():
-    found = hlo.traffic(TPU_TEXT)
-    turns = 4  # 1, 3, 5, 7
-    assert found.sent() == {
-        "all-gather": turns * 7 * 128,  # once, though two fusions carry it
-        "reduce-scatter": turns * 128 * 3 / 4,
-        "collective-permute": turns * 128,
-    }
-    assert found.cycles == turns * 120
-    # Both fusions read x and write to VMEM; rs reads y and writes 8 numbers; permute, its buffers; add, two and one.
-    a_turn = 128 + 128 + (128 + 32) + (128 + 128 + 128 + 4) + 12
-    assert found.memory_bytes == turns * a_turn + 8
-
-
-@pytest.mark.parametrize(
-    "groups",
-    [
-        "{{0,1,2,3},{4,5,6,7},{8,9,10,11},{12,13,14,15}}",
-        "[4,4]<=[16]",
-        "mesh['a'=4,'b'=2,'c'=2] {'b','c'}",
-        "mesh['a'=2,'b'=4,'c'=2], device_ids=([4,4]T(1,0)) {'b'}",
-        "mesh['a'=16] {'a':(2)4}",
-    ],
-)
-def test_groups_are_read_however_they_are_written(groups):
-    text = TPU_TEXT.replace("mesh['a'=4,'b'=4] {'b'}", groups)
-    assert "reduce-scatter" in hlo.traffic(text).sent()
-    assert {c.group for c in hlo.traffic(text).collectives if c.kind == "reduce-scatter"} == {4}
-
-
-def test_a_loop_that_cannot_be_read_is_said():
-    text = TPU_TEXT.replace("direction=LT", "direction=EQ")
-    assert hlo.traffic(text).unknown_loops == 1
-
-
-@pytest.mark.parametrize(
-    ("shape", "size"),
-    [
-        ("bf16[4,1024,2]{2,1,0:T(8,128)(2,1)}", 4 * 1024 * 2 * 2),
-        ("bf16[4,1024,2]{2,1,0:T(8,128)(2,1)S(1)}", 0),
-        ("(f32[3]{0}, s8[5]{0}, /*index=2*/pred[])", 12 + 5 + 1),
-        ("f8e4m3fn[16]{0}", 16),
-        ("token[]", 0),
-    ],
-)
-def test_shapes_have_their_bytes(shape, size):
-    assert hlo.array_bytes(shape) == size
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -253,7 +89,8 @@ def test_a_scoring_program_is_planned():
     small = dataclasses.replace(TINY.evaluate, max_input_length=64, max_target_length=16)
     settings = dataclasses.replace(TINY, evaluate=small)
     made = plan.make_plan(settings, "h100:8", job="evaluate")
-    assert made.recipe is None
+    hours = plan.ROWS / made.work.rows * made.times.predicted / 3600
+    assert made.recipe.hours == pytest.approx(hours)
     assert programs.scoring_shape(settings) == (64, 16)
     assert made.work.rows == 8 * (32768 // (64 + 2 * 16))
     flops = made.work.rows * metrics.forward_flops(TINY.model, 64, 16)
@@ -264,9 +101,9 @@ def test_a_scoring_program_is_planned():
 def step_flops(remat):
     """(FLOPs that XLA counts in an unscanned step, ours)."""
     model = dataclasses.replace(
-        TINY.model, scan_layers=False, d_model=128, d_ff=512, num_layers=1, remat=remat
+        TINY.model, scan_layers=False, d_model=256, d_ff=1024, d_kv=64, remat=remat
     )
-    data = config.Data(input_length=128, target_length=32, batch_size=8)
+    data = config.Data(input_length=256, target_length=64, batch_size=4)
     settings = dataclasses.replace(
         TINY, model=model, data=data, mesh=config.Mesh(1, 1, 1), train=config.Train()
     )
@@ -279,9 +116,9 @@ def step_flops(remat):
 def test_recomputed_flops_are_those_that_xla_counts(remat):
     (kept, ours), (again, more) = step_flops("none"), step_flops(remat)
     assert ours.hardware_flops == ours.model_flops
-    # XLA counts elementwise work too, which is more beside products as narrow as these.
-    assert kept == pytest.approx(ours.hardware_flops, rel=0.15)
-    assert again - kept == pytest.approx(more.hardware_flops - more.model_flops, rel=0.3)
+    # XLA counts elementwise work too.
+    assert kept == pytest.approx(ours.hardware_flops, rel=0.02)
+    assert again - kept == pytest.approx(more.hardware_flops - more.model_flops, rel=0.1)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -305,23 +142,17 @@ def test_time_and_cost_of_a_recipe_are_those_of_its_head():
 
 def test_the_roofline_is_the_slowest_of_three_and_the_prediction_never_below_it():
     place, work = topology.parse("v5p:2x2x1"), analytic.Work(8, 1, 1, 3e15, 4e15)
-    times = roofline.times(place, work, memory_bytes=2765e9, sent=0.0, cycles=3.5e9)
+    times = roofline.times(place, work, memory_bytes=2765e9, sent=0.0, cycles=2 * place.chip.clock)
     assert times.compute == pytest.approx(1e15 / 459e12)
     assert times.memory == pytest.approx(1.0)
     assert times.roofline == times.compute
     assert times.predicted == times.compute
-    slow = roofline.times(place, work, 0.0, 0.0, cycles=7e9)
+    slow = roofline.times(place, work, 0.0, 0.0, cycles=4 * place.chip.clock)
     assert slow.predicted == slow.compiler == pytest.approx(4.0)
     alone = roofline.times(
         place, work, memory_bytes=2765e9, sent=600e9
     )  # no compiler's word: the sum
     assert alone.predicted == pytest.approx(1e15 / 459e12 + 2)
-
-
-def test_prices_are_of_chips_and_speed_of_devices():
-    place = topology.parse("v3:2x2")
-    assert (place.count, place.chips) == (8, 4)
-    assert roofline.recipe(place, 3600, 1.0, 1.0).cost == pytest.approx(4)
 
 
 def test_what_leaves_a_host_goes_over_its_network():
@@ -345,6 +176,7 @@ def test_every_chip_has_its_figures_and_a_source(name):
     assert min(chip.hbm, chip.bandwidth, chip.links) > 1e9
     assert chip.source.startswith("https://")
     assert bool(chip.clock) == bool(chip.dimensions)
+    assert not chip.clock or 1e9 < chip.clock < 2e9
     assert bool(chip.host) == bool(chip.network)
 
 
@@ -352,21 +184,71 @@ def test_every_chip_has_its_figures_and_a_source(name):
 # Search
 
 
-def test_the_search_never_returns_what_does_not_fit():
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """What a search sees of a plan."""
+
+    number: int
+    fits: bool
+    row_seconds: float
+
+
+def tried(truth, wanted, limit, measure=None):
+    asked = []
+
+    def look(number):
+        asked.append(number)
+        return (measure or truth.__getitem__)(number)
+
+    notes = []
+    found = search.try_in_order(list(truth), look, wanted=wanted, limit=limit, say=notes.append)
+    return found, asked, notes
+
+
+def test_a_search_ranks_what_fits_first_and_stops_when_it_has_enough():
     for seed in range(200):
         draw = random.Random(seed)
-        truth = {i: (draw.random() < 0.4, draw.random()) for i in range(draw.randrange(1, 12))}
+        truth = {
+            i: Measured(i, draw.random() < 0.4, draw.random()) for i in range(draw.randrange(1, 12))
+        }
         wanted, limit = draw.randrange(1, 4), draw.randrange(1, 9)
-        asked = []
-        found = search.first_that_fit(
-            list(truth), lambda i, a=asked, t=truth: a.append(i) or t[i], wanted=wanted, limit=limit
-        )
-        assert all(truth[i][0] for _, i in found)
-        assert [s for s, _ in found] == sorted(truth[i][1] for _, i in found)
-        fitting = [i for i in list(truth)[:limit] if truth[i][0]]
-        assert {i for _, i in found} == set(fitting[:wanted])
+        found, asked, _ = tried(truth, wanted, limit)
         assert asked == list(truth)[: len(asked)]
         assert len(asked) <= limit
+        assert {x.number for x in found} == set(asked)
+        fitting = [x for x in found if x.fits]
+        assert found[: len(fitting)] == fitting
+        assert [x.row_seconds for x in fitting] == sorted(x.row_seconds for x in fitting)
+        assert len(fitting) == wanted or len(asked) == min(limit, len(truth))
+
+
+def test_an_interrupted_search_ranks_what_it_has_and_a_refused_setting_is_left_out():
+    truth = {i: Measured(i, True, -float(i)) for i in range(5)}
+
+    def measure(number):
+        if number == 1:
+            raise plan.PlanError("the compiler refuses: no")
+        if number == 3:
+            raise KeyboardInterrupt
+        return truth[number]
+
+    found, asked, notes = tried(truth, 5, 5, measure)
+    assert [x.number for x in found] == [2, 0]
+    assert asked == [0, 1, 2, 3]
+    assert any("left out: the compiler refuses" in note for note in notes)
+    assert any("interrupted" in note for note in notes)
+    with pytest.raises(KeyboardInterrupt):
+        tried({3: truth[3]}, 1, 1, measure)
+
+
+def test_settings_that_fit_by_arithmetic_are_tried_before_near_misses():
+    place = topology.parse("v5e:4x4")
+    settings = programs.adopt_architecture(recipe("t0_3b"))
+    needed = [analytic_memory(x).peak for x in search.candidates(settings, place, "train")]
+    fit = [size <= place.chip.hbm for size in needed]
+    assert fit == sorted(fit, reverse=True)
+    assert any(fit)
+    assert max(needed) <= search.MARGIN * place.chip.hbm
 
 
 def test_settings_that_a_search_gives_are_valid_fit_and_are_ordered():
@@ -395,7 +277,7 @@ def test_a_search_that_finds_nothing_says_so():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("tpu", "kinds are v3, v4, v5e"),
+        ("tpu", "kinds are v4, v5e"),
         ("v5p:4x4", "3 sizes.*v5p:2x2x4"),
         ("v5e:4x4x4", "2 sizes.*v5e:8x8"),
         ("h100:2x4", "a number of devices"),
@@ -430,18 +312,87 @@ def test_an_unknown_start_is_refused_with_a_way_out():
         plan.make_plan(dataclasses.replace(TINY, train=start), "h100:8")
 
 
+@dataclasses.dataclass(frozen=True)
+class TorusChip:
+    """A TPU device, as far as a mesh looks at it."""
+
+    id: int
+    coords: tuple[int, ...]
+    device_kind: str = "TPU v4"
+    platform: str = "tpu"
+    core_on_chip: int = 0
+    process_index: int = 0
+    slice_index: int = 0
+
+
+def torus(*sides):
+    return [TorusChip(i, coords[::-1]) for i, coords in enumerate(np.ndindex(*sides))]
+
+
+@pytest.mark.parametrize("sizes", [(4, 16, 1), (2, 32, 1), (1, 8, 8), (-1, 2, 1)])
+def test_any_factors_of_a_torus_are_a_mesh(sizes):
+    chips = torus(4, 4, 4)
+    mesh = sharding.make_mesh(config.Mesh(*sizes), chips)
+    assert all(n in (have, -1) for n, have in zip(sizes, mesh.devices.shape, strict=True))
+    assert set(mesh.devices.flat) == set(chips)
+
+
+def test_a_torus_that_takes_no_such_mesh_is_named(monkeypatch):
+    def refuse(*_, **__):
+        raise NotImplementedError("Failed to find assignment")
+
+    monkeypatch.setattr("jax.experimental.mesh_utils.create_device_mesh", refuse)
+    message = r"'fsdp': 32.*these 64 TPU v4 chips.*products of whole sides"
+    with pytest.raises(config.ConfigError, match=message):
+        sharding.make_mesh(config.Mesh(2, 32, 1), torus(4, 4, 4))
+
+
 def test_missing_libtpu_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "libtpu", None)
     with pytest.raises(plan.PlanError, match=r"pip install 't0jax\[plan\]'"):
         topology.devices(topology.parse("v5e:2x2"))
 
 
-def test_memory_that_a_compiler_refuses_is_read():
-    said = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 24.50G of 15.75G hbm. Exceeded by 8.75G."
-    assert compiled.needed_memory(said) == pytest.approx(24.5 * 2**30)
-    other = "RESOURCE_EXHAUSTED: ... memory required for HLO temporaries (512.00G) exceeds available HBM (95.74G)."
-    assert compiled.needed_memory(other) == 512 * 2**30
-    assert compiled.needed_memory("INTERNAL: something else") is None
+# ---------------------------------------------------------------------------------------------------------------------
+# The script
+
+
+def ran(monkeypatch, capsys, *argv):
+    """(exit status, what it printed); the variables it sets stay inside."""
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    return script.main(argv), capsys.readouterr().out
+
+
+def test_what_does_not_fit_ends_with_1(monkeypatch, capsys):
+    argv = ["--config", "configs/t0_11b.yaml", "--topology", "h100:8", "--mesh.fsdp", "1"]
+    status, printed = ran(monkeypatch, capsys, *argv, "--mesh.data", "8")
+    assert status == 1
+    assert "DOES NOT FIT" in printed
+
+
+def test_a_plan_that_fits_has_its_cost_and_says_that_it_is_arithmetic(monkeypatch, capsys):
+    argv = ["--config", "configs/t0_3b.yaml", "--topology", "h100:8", "--price", "2"]
+    status, printed = ran(monkeypatch, capsys, *argv)
+    assert status == 0
+    rows = {line[:22].strip(): line[22:] for line in printed.splitlines()}
+    assert rows["figures"].startswith("arithmetic alone")
+    assert "1,048,576 + 262,144 tokens" in rows["a step"]
+    hours = float(rows["recipe"].split(", ")[-1].split(" ")[0].replace(",", ""))
+    assert float(rows["cost"].replace(",", "")) == pytest.approx(2 * hours, rel=0.01)
+
+
+def test_a_search_prints_one_line_a_setting_and_the_first_in_full(monkeypatch, capsys):
+    argv = ["--config", "configs/t0_3b.yaml", "--topology", "h100:8", "--search", "--wanted", "4"]
+    status, printed = ran(monkeypatch, capsys, *argv, "--job", "evaluate", "--price", "2")
+    assert status == 0
+    lines = printed[printed.index("MFU") :].splitlines()
+    assert [line.split(".")[0].strip() for line in lines[1:5]] == ["1", "2", "3", "4"]
+    assert "1,000,000 rows" in printed
+
+
+def test_no_topology_is_answered_with_names():
+    with pytest.raises(config.ConfigError, match="--topology NAME"):
+        script.main(["--config", "configs/t0_3b.yaml"])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -461,8 +412,8 @@ def test_a_tpu_is_planned_without_one():
     assert made.recipe.cost == pytest.approx(1.2 * made.recipe.chip_hours)
     with pytest.raises(plan.PlanError, match=r"libtpu does not know v5e:3x3.*it accepts v5e:2x"):
         topology.devices(topology.parse("v5e:3x3"))
-    with pytest.raises(plan.PlanError, match="product of whole sides"):
-        topology.make_mesh(topology.parse("v5p:4x4x4"), config.Mesh(2, 32, 1))
+    needed = analytic.sent(made.config, analytic.abstract_mesh(1, 4, 1), "train")
+    assert 1 <= sum(made.sent.values()) / sum(needed.values()) < 2
     scored = plan.make_plan(settings, "v5e:2x2", job="evaluate", say=lambda _: None)
     assert scored.fits
     assert scored.memory.arguments < made.memory.arguments

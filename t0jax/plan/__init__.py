@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from t0jax import metrics, sharding
@@ -14,9 +14,21 @@ from t0jax.plan.programs import Job
 from t0jax.plan.roofline import Recipe, Times
 from t0jax.plan.topology import PlanError, Topology
 
-__all__ = ["Job", "Plan", "PlanError", "find_settings", "make_plan", "settings_line", "table"]
+__all__ = [
+    "Job",
+    "Plan",
+    "PlanError",
+    "find_settings",
+    "make_plan",
+    "ranking",
+    "settings_line",
+    "table",
+]
 
 Say = Callable[[str], None]
+
+ROWS = 1_000_000
+"""Of scoring (an input with one choice), to say what they cost."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +46,8 @@ class Plan:
     """That a device reads and writes in a step."""
     times: Times | None
     recipe: Recipe | None
-    compile_seconds: float | None
-    """None where all is arithmetic."""
+    compile_seconds: tuple[float, float] | None
+    """By the clock and of all cores together; None where all is arithmetic."""
     unknown_loops: int = 0
 
     @property
@@ -46,6 +58,11 @@ class Plan:
     @property
     def fits(self) -> bool:
         return self.room is None or self.room >= 0
+
+    @property
+    def row_seconds(self) -> float:
+        """Predicted seconds over the rows done in them: micro-batches of scoring differ in size."""
+        return self.times.predicted / self.work.rows if self.times else math.inf
 
 
 def make_plan(
@@ -100,38 +117,41 @@ def with_whole_mesh(config: Config, place: Topology) -> Config:
 def _compiled_plan(
     config: Config, place: Topology, job: Job, price: float | None, say: Say
 ) -> Plan:
-    mesh = topology.make_mesh(place, config.mesh)
+    mesh = sharding.make_mesh(config.mesh, topology.devices(place))
     say(f"compiling for {place.name}: {settings_line(config, job)}")
     one = compiled.compile_program(programs.lower(config, mesh, job))
+    took = (one.seconds, one.cpu_seconds)
     traffic = one.traffic
     work = analytic.work(config, sharding.row_ways(mesh), job)
     if traffic is None:
-        return Plan(config, place, job, work, one.memory, {}, 0.0, None, None, one.seconds)
+        return Plan(config, place, job, work, one.memory, {}, 0.0, None, None, took)
     times = roofline.times(
         place, work, traffic.memory_bytes, sum(traffic.sent().values()), traffic.cycles
     )
     return Plan(
         config, place, job, work, one.memory, traffic.sent(), traffic.memory_bytes, times,
-        _recipe(config, place, job, times, price), one.seconds, traffic.unknown_loops,
+        _recipe(config, place, work, job, times, price), took, traffic.unknown_loops,
     )  # fmt: skip
 
 
 def _analytic_plan(config: Config, place: Topology, job: Job, price: float | None) -> Plan:
     mesh = analytic.abstract_mesh(*dataclasses.astuple(config.mesh))
+    work = analytic.work(config, sharding.row_ways(mesh), job)
     times = search.estimate(config, place, job)
     return Plan(
-        config, place, job, analytic.work(config, sharding.row_ways(mesh), job), analytic.memory(config, mesh, job),
+        config, place, job, work, analytic.memory(config, mesh, job),
         analytic.sent(config, mesh, job), analytic.memory_traffic(config, mesh, job), times,
-        _recipe(config, place, job, times, price), None,
+        _recipe(config, place, work, job, times, price), None,
     )  # fmt: skip
 
 
 def _recipe(
-    config: Config, place: Topology, job: Job, times: Times | None, price: float | None
+    config: Config, place: Topology, work: Work, job: Job, times: Times | None, price: float | None
 ) -> Recipe | None:
-    if times is None or job != "train":
+    if times is None:
         return None
-    return roofline.recipe(place, config.train.steps, times.predicted, price)
+    steps = config.train.steps if job == "train" else ROWS / work.rows
+    return roofline.recipe(place, steps, times.predicted, price)
 
 
 def find_settings(
@@ -144,16 +164,21 @@ def find_settings(
     limit: int = 6,
     say: Say = print,
 ) -> list[Plan]:
-    """Plans with the settings that fit, fastest first: meshes x `model.remat` x `train.grad_accumulation`.
+    """Plans with other settings, ranked: meshes x `model.remat` x `train.grad_accumulation`.
+
+    Settings that cannot fit by arithmetic are not compiled; the others are in the order of their speed by arithmetic.
 
     Args:
         config: the recipe; its mesh, remat and grad_accumulation are replaced.
         name: the topology.
         job: as in `make_plan`.
         price: as in `make_plan`.
-        wanted: how many plans.
-        limit: how many settings may be compiled, the most promising by arithmetic first.
+        wanted: how many plans that fit are enough.
+        limit: how many settings may be compiled.
         say: takes notes on what is going on.
+
+    Returns:
+        Those that fit, fastest first, then those that were compiled in vain.
 
     Raises:
         PlanError: nothing fits.
@@ -162,21 +187,20 @@ def find_settings(
     config = programs.adopt_architecture(config)
     ordered = search.candidates(config, place, job)
     say(f"{len(ordered)} settings may fit {place.name} by arithmetic")
-    plans: dict[int, Plan] = {}
 
-    def measure(number: int) -> tuple[bool, float]:
-        plan = plans[number] = make_plan(ordered[number], name, job=job, price=price, say=say)
-        seconds = plan.times.predicted / plan.work.rows if plan.times else 0.0
-        return plan.fits, seconds
+    def measure(one: Config) -> Plan:
+        plan = make_plan(one, name, job=job, price=price, say=say)
+        say(_outcome(plan))
+        return plan
 
-    found = search.first_that_fit(
-        range(len(ordered)), measure, wanted=wanted, limit=limit if place.compiles else len(ordered)
-    )
-    if not found:
+    most = min(limit, len(ordered)) if place.compiles else wanted
+    found = search.try_in_order(ordered, measure, wanted=wanted, limit=most, say=say)
+    if not any(plan.fits for plan in found):
         raise PlanError(
-            f"none of {len(plans)} settings tried fits {place.name}; take more chips, or try more: --limit {2 * limit}"
+            f"none of the {len(found)} settings tried of {len(ordered)} fits {place.name}; take more chips, or try "
+            f"more: --limit {2 * limit}"
         )
-    return [plans[number] for _, number in found]
+    return found
 
 
 def settings_line(config: Config, job: Job = "train") -> str:
@@ -189,88 +213,118 @@ def settings_line(config: Config, job: Job = "train") -> str:
 
 def table(plan: Plan) -> str:
     """The plan as lines of `what  value`, per device where not said otherwise."""
-    return "\n".join(f"{name:<22}{value}" for name, value in _rows(plan))
+    rows = [*_head(plan), *_memory(plan), *_work(plan), *_times(plan), *_recipe_rows(plan)]
+    return "\n".join(f"{name:<22}{value}" for name, value in rows)
 
 
-def _rows(plan: Plan) -> list[tuple[str, str]]:
-    place, memory = plan.topology, plan.memory
-    devices = f"{place.count} x {place.chip.kind}"
-    if place.chip.devices > 1:
-        devices += f", {place.chip.devices} a chip"
+def ranking(plans: Sequence[Plan]) -> str:
+    """One line a plan, as `find_settings` ranks them."""
+    lines = [f"{'':>3}  {'step':>9}  {'MFU':>6}  {'peak memory':>22}  settings"]
+    for rank, plan in enumerate(plans, start=1):
+        step = _seconds(plan.times.predicted) if plan.times else "-"
+        share = roofline.mfu(plan.topology, plan.work, plan.times.predicted) if plan.times else 0.0
+        room = f"{_bytes(plan.memory.peak)} of {_bytes(plan.topology.chip.hbm)}"
+        word = "" if plan.fits else ", DOES NOT FIT"
+        lines.append(
+            f"{rank:>2}.  {step:>9}  {share:>6.1%}  {room:>22}  {settings_line(plan.config, plan.job)}{word}"
+        )
+    return "\n".join(lines)
+
+
+def _outcome(plan: Plan) -> str:
+    step = f"{_seconds(plan.times.predicted)} a step, " if plan.times else ""
+    return f"{step}{_bytes(plan.memory.peak)}{_verdict(plan)}"
+
+
+Rows = list[tuple[str, str]]
+
+
+def _head(plan: Plan) -> Rows:
+    place, one = plan.topology, plan.work
     how = "arithmetic alone: no compiler for it is at hand, and nothing was compiled"
     if plan.compile_seconds is not None:
-        how = f"compiled in {plan.compile_seconds:.0f} s"
-    rows = [("topology", f"{place.name}: {devices}"), ("figures", how)]
-    rows += [("settings", settings_line(plan.config, plan.job))]
-    rows += [("rows", _work(plan))]
-    if memory.known:
-        rows += [
-            ("arguments", _gb(memory.arguments)),
-            (
-                "outputs",
-                f"{_gb(memory.outputs)}, {_gb(memory.shared)} of them in the place of arguments",
-            ),
-            ("temporary", _gb(memory.temporary)),
-        ]
-    rows += [("peak memory", _gb(memory.peak) + _verdict(plan))]
-    rows += [
-        (
-            "model FLOPs",
-            f"{plan.work.model_flops / place.count / 1e12:,.1f} T (formula of metrics.py)",
-        )
+        how = "compiled in {:.0f} s ({:.0f} s of CPU)".format(*plan.compile_seconds)
+    tokens = f"{one.rows * one.inputs:,} + {one.rows * one.targets:,} tokens, padding included"
+    what = "a step" if plan.job == "train" else "a micro-batch of scoring"
+    return [
+        ("topology", f"{place.name}: {place.count} x {place.chip.kind}"),
+        ("figures", how),
+        ("settings", settings_line(plan.config, plan.job)),
+        (what, f"{one.rows:,} rows of {one.inputs} + {one.targets}: {tokens}"),
     ]
-    rows += [
-        (
-            "hardware FLOPs",
-            f"{plan.work.hardware_flops / place.count / 1e12:,.1f} T with recomputation",
-        )
-    ]
-    if plan.compile_seconds is None or plan.memory.known:
-        sent = ", ".join(f"{kind} {_gb(size)}" for kind, size in sorted(plan.sent.items()))
-        rows += [("memory traffic", _gb(plan.memory_bytes)), ("sent", sent or "nothing")]
-    if plan.unknown_loops:
-        rows += [("not counted", f"turns of {plan.unknown_loops} loops, taken as one each")]
-    return rows + _times(plan) + _recipe_rows(plan)
 
 
-def _work(plan: Plan) -> str:
-    one = plan.work
-    text = f"{one.rows:,} of {one.inputs} + {one.targets} tokens, all devices together"
-    return text + ("" if plan.job == "train" else ", one micro-batch of scoring")
+def _memory(plan: Plan) -> Rows:
+    one = plan.memory
+    rows = [("peak memory", _bytes(one.peak) + _verdict(plan))]
+    if not one.known:
+        return rows
+    outputs = f"{_bytes(one.outputs)}, {_bytes(one.shared)} of them in the place of arguments"
+    parts = [("arguments", _bytes(one.arguments)), ("outputs", outputs)]
+    parts += [("temporary", _bytes(one.temporary))]
+    return parts + ([("program", _bytes(one.code))] if one.code else []) + rows
 
 
 def _verdict(plan: Plan) -> str:
     if plan.room is None:
-        return f", {_gb(plan.memory.peak * plan.topology.count)} on all devices together"
+        return f", {_bytes(plan.memory.peak * plan.topology.count)} on all devices together"
     word = "fits" if plan.fits else "DOES NOT FIT"
     side = "left" if plan.fits else "too much"
-    return f" of {_gb(plan.topology.chip.hbm)}: {word}, {_gb(abs(plan.room))} {side}"
+    return f" of {_bytes(plan.topology.chip.hbm)}: {word}, {_bytes(abs(plan.room))} {side}"
 
 
-def _times(plan: Plan) -> list[tuple[str, str]]:
+def _work(plan: Plan) -> Rows:
+    model, hardware = (
+        _amount(flops / plan.topology.count)
+        for flops in (plan.work.model_flops, plan.work.hardware_flops)
+    )
+    rows = [("model FLOPs", f"{model} (formula of metrics.py)")]
+    rows += [("hardware FLOPs", f"{hardware} with recomputation")]
+    if not plan.memory.known:
+        return rows
+    sent = ", ".join(f"{kind} {_bytes(size)}" for kind, size in sorted(plan.sent.items()))
+    rows += [("memory traffic", _bytes(plan.memory_bytes)), ("sent", sent or "nothing")]
+    if plan.unknown_loops:
+        rows += [("not counted", f"turns of {plan.unknown_loops} loops, taken as one each")]
+    return rows
+
+
+def _times(plan: Plan) -> Rows:
     if plan.times is None:
         return []
     one = plan.times
-    parts = f"compute {one.compute:.3f}, memory {one.memory:.3f}, links {one.links:.3f}"
-    rows = [("roofline", f"{one.roofline:.3f} s ({parts})")]
+    parts = f"compute {_seconds(one.compute)}, memory {_seconds(one.memory)}, links {_seconds(one.links)}"
+    rows = [("roofline", f"{_seconds(one.roofline)} ({parts})")]
     if one.compiler:
-        rows += [("compiler's estimate", f"{one.compiler:.3f} s, without collectives")]
+        rows += [("compiler's estimate", f"{_seconds(one.compiler)}, without collectives")]
     share = roofline.mfu(plan.topology, plan.work, one.predicted)
     best = roofline.mfu(plan.topology, plan.work, one.roofline)
-    rows += [("predicted step", f"{one.predicted:.3f} s, {one.bound}")]
+    rows += [("predicted time", f"{_seconds(one.predicted)}, {one.bound}")]
     rows += [("MFU", f"{share:.1%} (roofline {best:.1%})")]
     rows += [("tokens/s", f"{plan.work.tokens / one.predicted:,.0f}, padding included")]
     return rows
 
 
-def _recipe_rows(plan: Plan) -> list[tuple[str, str]]:
+def _recipe_rows(plan: Plan) -> Rows:
     one = plan.recipe
     if one is None:
         return []
-    text = f"{metrics.clock(one.hours * 3600)} for {plan.config.train.steps:,} steps, {one.chip_hours:,.0f} chip-hours"
-    rows = [("recipe", f"{text}; steps alone")]
-    return rows + ([("cost", f"{one.cost:,.0f}")] if one.cost is not None else [])
+    what = f"{plan.config.train.steps:,} steps" if plan.job == "train" else f"{ROWS:,} rows"
+    text = f"{metrics.clock(one.hours * 3600)} for {what} alone, {one.chip_hours:,.1f} chip-hours"
+    return [("recipe", text)] + ([("cost", f"{one.cost:,.2f}")] if one.cost is not None else [])
 
 
-def _gb(size: float) -> str:
-    return f"{size / 1e9:,.2f} GB"
+def _amount(value: float) -> str:
+    """`29.13 G`, `928.50 T`."""
+    for scale, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
+        if value >= scale:
+            return f"{value / scale:,.2f} {letter}"
+    return f"{value / 1e3:,.2f} k"
+
+
+def _bytes(size: float) -> str:
+    return _amount(size) + "B"
+
+
+def _seconds(value: float) -> str:
+    return f"{value:,.3f} s" if value >= 1 else f"{value * 1e3:,.2f} ms"

@@ -62,9 +62,13 @@ def recomputed(model: Model, inputs: int, targets: int) -> float:
     heads = model.num_heads * model.d_kv
     scores = model.num_layers * 4 * inputs**2 * heads
     scores += model.decoder_layers * 4 * targets * (targets + inputs) * heads
+    if model.remat == "dots":
+        return scores
+    # All but the head and each layer's last product, whose result no gradient asks for.
     head = 2 * model.d_model * model.vocab_size * targets
-    full = metrics.forward_flops(model, inputs, targets) - head
-    return full if model.remat == "full" else scores
+    positions = model.num_layers * inputs + model.decoder_layers * targets
+    last = 2 * model.d_ff * model.d_model * positions
+    return metrics.forward_flops(model, inputs, targets) - head - last
 
 
 def abstract_mesh(data: int, fsdp: int, model: int) -> AbstractMesh:

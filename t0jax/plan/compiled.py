@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import jax
 
 from t0jax.plan import hlo
+from t0jax.plan.topology import PlanError
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,9 @@ class Compiled:
     """What a compiler said of one program."""
 
     seconds: float
-    """Of compiling."""
+    """Of compiling, by the clock."""
+    cpu_seconds: float
+    """The same, of all cores together."""
     memory: Memory
     traffic: hlo.Traffic | None
     """None where it did not fit."""
@@ -50,25 +53,33 @@ _AMOUNT = r"([\d.]+)([KMGT]?)"
 
 
 def compile_program(lowered: jax.stages.Lowered) -> Compiled:
-    """Compiles; a program that its compiler finds too large for the device gives the memory it would need."""
-    began = time.monotonic()
+    """Compiles; a program that its compiler finds too large for the device gives the memory it would need.
+
+    Raises:
+        PlanError: the compiler refuses for another reason.
+    """
+    began, cpu = time.monotonic(), time.process_time()
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         needed = needed_memory(str(error))
         if needed is None:
-            raise
-        return Compiled(time.monotonic() - began, Memory(0, 0, 0, 0, 0, False, needed), None)
-    seconds = time.monotonic() - began
+            raise PlanError(f"the compiler refuses: {str(error).splitlines()[0]}") from error
+        memory, traffic = Memory(0, 0, 0, 0, 0, False, needed), None
+    else:
+        memory, traffic = _memory(compiled), hlo.traffic(compiled.as_text())
+    return Compiled(time.monotonic() - began, time.process_time() - cpu, memory, traffic)
+
+
+def _memory(compiled: jax.stages.Compiled) -> Memory:
     stats = compiled.memory_analysis()
-    memory = Memory(
+    return Memory(
         stats.argument_size_in_bytes,
         stats.output_size_in_bytes,
         stats.alias_size_in_bytes,
         stats.temp_size_in_bytes,
         stats.generated_code_size_in_bytes,
     )
-    return Compiled(seconds, memory, hlo.traffic(compiled.as_text()))
 
 
 def needed_memory(message: str) -> float | None:

@@ -80,8 +80,8 @@ class Recipe:
     """In the currency of the price; None without one."""
 
 
-def recipe(topology: Topology, steps: int, seconds: float, price: float | None) -> Recipe:
+def recipe(topology: Topology, steps: float, seconds: float, price: float | None) -> Recipe:
     """`steps` of `seconds` each; `price` is of a chip for an hour."""
     hours = steps * seconds / 3600
-    chip_hours = hours * topology.chips
+    chip_hours = hours * topology.count
     return Recipe(hours, chip_hours, None if price is None else chip_hours * price)

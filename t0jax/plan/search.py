@@ -2,34 +2,46 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from t0jax import config as config_lib
 from t0jax.config import Config
 from t0jax.plan import analytic, roofline
 from t0jax.plan.programs import Job
-from t0jax.plan.topology import PlanError, Topology, can_lie
+from t0jax.plan.topology import PlanError, Topology
 
-Candidate = TypeVar("Candidate")
+
+class Measured(Protocol):
+    """A plan, as far as a search looks at it."""
+
+    @property
+    def fits(self) -> bool: ...
+
+    @property
+    def row_seconds(self) -> float: ...
+
+
+Tried = TypeVar("Tried", bound=Measured)
 
 REMATS = ("none", "dots", "full")
-MARGIN = 1.5
-"""Settings that would need this many times the memory by arithmetic are not compiled."""
+MARGIN = 1.3
+"""Settings that would need this many times the memory by arithmetic are not compiled; arithmetic is within a third."""
 
 
 def candidates(config: Config, topology: Topology, job: Job) -> list[Config]:
-    """All settings that divide, the most promising by arithmetic first; for GPUs those that fit by it."""
+    """Settings that divide and fit by arithmetic, fastest first; then near misses, if a compiler has the last word."""
     found = []
+    margin = MARGIN if topology.compiles else 1.0
     for one in _settings(config, topology, job):
         mesh = analytic.abstract_mesh(one.mesh.data, one.mesh.fsdp, one.mesh.model)
         needed = analytic.memory(one, mesh, job).peak
-        if needed > topology.chip.hbm * (MARGIN if topology.compiles else 1.0):
+        if needed > topology.chip.hbm * margin:
             continue
         seconds = estimate(one, topology, job).predicted
         if job == "evaluate":  # the rows of a micro-batch differ from mesh to mesh
             seconds /= analytic.work(one, one.mesh.data * one.mesh.fsdp, job).rows
-        found.append((seconds, needed, one))
-    return [one for _, _, one in sorted(found, key=lambda x: x[:2])]
+        found.append((needed > topology.chip.hbm, seconds, needed, one))
+    return [one for *_, one in sorted(found, key=lambda x: x[:3])]
 
 
 def estimate(config: Config, topology: Topology, job: Job) -> roofline.Times:
@@ -72,8 +84,6 @@ def _settings(config: Config, topology: Topology, job: Job) -> Iterator[Config]:
             or config.model.d_model % fsdp
         ):
             continue
-        if not can_lie(topology, config_lib.Mesh(data, fsdp, model)):
-            continue
         for parts in _parts(config.data.batch_size, data * fsdp) if job == "train" else (1,):
             for remat in remats:
                 yield dataclasses.replace(
@@ -97,29 +107,38 @@ def _parts(rows: int, ways: int) -> list[int]:
     return [parts for k in range(12) if rows % (ways * (parts := 2**k)) == 0]
 
 
-def first_that_fit(
-    ordered: Sequence[Candidate],
-    measure: Callable[[Candidate], tuple[bool, float]],
+def try_in_order(
+    ordered: Sequence[Config],
+    measure: Callable[[Config], Tried],
     *,
     wanted: int,
     limit: int,
-) -> list[tuple[float, Candidate]]:
+    say: Callable[[str], None],
+) -> list[Tried]:
     """Measures candidates in their order until `wanted` fit or `limit` were tried.
 
     Args:
         ordered: most promising first.
-        measure: candidate -> (does it fit, seconds).
+        measure: makes the plan of a candidate; one that raises PlanError is left out, with a word.
         wanted: how many that fit are enough.
         limit: how many may be measured; compiling takes minutes.
+        say: takes notes on what is going on.
 
     Returns:
-        (seconds, candidate) of those that fit, fastest first.
+        All that were measured: those that fit, fastest first, then the others. Ctrl-C ends with what there is.
     """
-    found: list[tuple[float, Candidate]] = []
-    for one in ordered[:limit]:
-        fits, seconds = measure(one)
-        if fits:
-            found.append((seconds, one))
-        if len(found) == wanted:
+    found: list[Tried] = []
+    for number, one in enumerate(ordered[:limit], start=1):
+        say(f"setting {number} of at most {min(limit, len(ordered))}")
+        try:
+            found.append(measure(one))
+        except PlanError as error:
+            say(f"left out: {error}")
+        except KeyboardInterrupt:
+            if not found:
+                raise
+            say("interrupted: ranking what there is")
             break
-    return sorted(found, key=lambda x: x[0])
+        if sum(plan.fits for plan in found) == wanted:
+            break
+    return sorted(found, key=lambda plan: (not plan.fits, plan.row_seconds))

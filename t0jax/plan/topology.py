@@ -1,6 +1,5 @@
 """Chips by name: what they can do, and the devices of a topology that nobody has to hold."""
 
-import dataclasses
 import math
 import os
 import re
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 import jax
 
 from t0jax import config as config_lib
-from t0jax import metrics, sharding
+from t0jax import metrics
 
 GIB = 2**30
 
@@ -32,12 +31,11 @@ class Chip:
     links: float
     """Bytes/s that the device can send to others over all its links together."""
     source: str
-    clock: float = 0.0
-    """Cycles/s of a TPU core, to read the compiler's estimates; 0 where it gives none."""
+    """Of the peak, the memory and the links."""
+    units: tuple[int, int] = (0, 0)
+    """(matrix units, numbers on a side) of a TPU; none for other devices."""
     dimensions: int = 0
     """Of a TPU's topology; 0 for other devices."""
-    devices: int = 1
-    """JAX devices a chip has: prices are for chips."""
     settings: tuple[tuple[str, str], ...] = ()
     """What libtpu is told besides the topology's name."""
     host: int = 0
@@ -50,24 +48,33 @@ class Chip:
         """bfloat16 FLOP/s; None on a CPU."""
         return metrics.PEAK_FLOPS.get(self.kind)
 
+    @property
+    def clock(self) -> float:
+        """Cycles/s of a TPU, to read the compiler's estimates: the peak over the products of a cycle; else 0.
+
+        1.05 GHz for v4, as its paper says (https://arxiv.org/abs/2304.01433); no source states the others'.
+        """
+        number, side = self.units
+        return self.flops / (2 * number * side**2) if self.flops and number else 0.0
+
 
 _TPU = "https://docs.cloud.google.com/tpu/docs"
 _NVIDIA = "https://www.nvidia.com/en-us/data-center"
 
 CHIPS = {
-    # `hbm` of TPUs: what libtpu 0.0.42 itself says is there when a program is too large. Links: half of the
-    # bidirectional bandwidth of the pages; v3 and v4 from table 4 of https://arxiv.org/abs/2304.01433 (4 x 70 and
-    # 6 x 50 GB/s a chip). Clocks: v3, v4 from the same table, the others FLOP/s over their MXUs' width, v6e at the
-    # clock that gives the compiler's memory estimates the share of the bandwidth that they have on v5e.
-    "v3": Chip("TPU v3", 15.48 * GIB, 450e9, 140e9, f"{_TPU}/v3", 0.94e9, 2, 2),
+    # TPUs: `hbm` is no page's but what libtpu 0.0.42.1 itself gives when it refuses a program. Links are half of the
+    # pages' bidirectional bandwidth; v4's page has none: 6 links of 50 GB/s, from table 4 of the paper named above (and
+    # its bisection of 24 TB/s over 512 links of 4,096 chips). v6e's page has four matrix units in one version and
+    # two in another; only four give a clock near v5p's.
     "v4": Chip(
-        "TPU v4", 30.75 * GIB, 1200e9, 300e9, f"{_TPU}/v4", 1.05e9, 3,
+        "TPU v4", 30.75 * GIB, 1200e9, 300e9, f"{_TPU}/v4", (8, 128), 3,
         settings=(("chip_config_name", "megacore"),),
     ),
-    "v5e": Chip("TPU v5 lite", 15.75 * GIB, 819e9, 200e9, f"{_TPU}/v5e", 1.5e9, 2),
-    "v5p": Chip("TPU v5", 95.74 * GIB, 2765e9, 600e9, f"{_TPU}/v5p", 1.75e9, 3),
-    "v6e": Chip("TPU v6 lite", 31.25 * GIB, 1638e9, 400e9, f"{_TPU}/v6e", 1.75e9, 2),
-    # 0.9 of the capacity, as in scripts/launch. Beyond a host of 8: one 200 (A100), 400 Gbit/s port a GPU (DGX).
+    "v5e": Chip("TPU v5 lite", 15.75 * GIB, 819e9, 200e9, f"{_TPU}/v5e", (4, 128), 2),
+    "v5p": Chip("TPU v5", 95.74 * GIB, 2765e9, 600e9, f"{_TPU}/v5p", (8, 128), 3),
+    "v6e": Chip("TPU v6 lite", 31.25 * GIB, 1638e9, 400e9, f"{_TPU}/v6e", (4, 256), 2),
+    # GPUs: `hbm` is 0.9 of the capacity (XLA_PYTHON_CLIENT_MEM_FRACTION; JAX takes 0.75 unless told); links are half of
+    # NVLink's bandwidth; beyond a host of 8, one 200 (A100) or 400 Gbit/s port a GPU, as NVIDIA's DGX have.
     "a100-40g": Chip(
         "NVIDIA A100-SXM4-40GB", 36e9, 1555e9, 300e9, f"{_NVIDIA}/a100", host=8, network=25e9
     ),
@@ -81,7 +88,7 @@ CHIPS = {
     "b200": Chip("NVIDIA B200", 162e9, 8000e9, 900e9, f"{_NVIDIA}/dgx-b200", host=8, network=50e9),
     "cpu": Chip("cpu", 0.0, 0.0, 0.0, "this machine"),
 }  # fmt: skip
-"""By the first part of a topology's name."""
+"""By the first part of a topology's name; pages as of 21 November 2026."""
 
 SHAPES = {
     2: ["1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16"],
@@ -103,12 +110,8 @@ class Topology:
 
     @property
     def count(self) -> int:
-        """JAX devices."""
-        return self.chip.devices * math.prod(self.shape)
-
-    @property
-    def chips(self) -> int:
-        return self.count // self.chip.devices
+        """Chips, each of them one JAX device."""
+        return math.prod(self.shape)
 
     @property
     def compiles(self) -> bool:
@@ -200,7 +203,7 @@ def _tpu_devices(topology: Topology) -> list[jax.Device]:
 def _settings(topology: Topology) -> dict[str, object]:
     """libtpu takes hosts of 2x2 chips unless it is told of smaller ones."""
     settings: dict[str, object] = dict(topology.chip.settings)
-    if topology.chips < 4:
+    if topology.count < 4:
         settings["chips_per_host_bounds"] = (*topology.shape, 1, 1)[:3]
     return settings
 
@@ -213,32 +216,5 @@ def _accepts(topology: Topology) -> bool:
             platform="tpu", topology_name=topology.name, **_settings(topology)
         )
     except jax.errors.JaxRuntimeError:
-        return False
-    return True
-
-
-def make_mesh(topology: Topology, sizes: config_lib.Mesh) -> jax.sharding.Mesh:
-    """The mesh over a topology's devices, as a run forms it over its own.
-
-    Raises:
-        PlanError: an axis is no product of sides of the torus, so that no ring of links runs along it.
-    """
-    try:
-        return sharding.make_mesh(sizes, devices(topology))
-    except NotImplementedError:
-        sides = "x".join(map(str, topology.shape))
-        raise PlanError(
-            f"mesh {dataclasses.asdict(sizes)} cannot be laid on {sides} chips: every axis must be a product of whole "
-            "sides, none used twice; --search takes those alone"
-        ) from None
-
-
-def can_lie(topology: Topology, sizes: config_lib.Mesh) -> bool:
-    """Whether `make_mesh` takes it; other devices than TPUs are joined all to all."""
-    if not topology.chip.dimensions:
-        return True
-    try:
-        make_mesh(topology, sizes)
-    except PlanError:
         return False
     return True
