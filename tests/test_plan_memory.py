@@ -55,7 +55,7 @@ def test_a_run_takes_the_memory_that_its_plan_states(choice):
     """Resident memory over that before the state was there, at its highest in the first step: within 15%."""
     shape = {
         "model": {"d_model": 512, "num_layers": 4, "vocab_size": 8192},
-        "data": {"input_length": 512, "target_length": 128, "batch_size": 32},
+        "data": {"input_length": 512, "target_length": 128, "batch_size": 64},
     }
     flags = [
         f"--{part}.{key}={value}" for part, keys in shape.items() for key, value in keys.items()

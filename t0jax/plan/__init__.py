@@ -245,7 +245,7 @@ def _head(plan: Plan) -> Rows:
     if plan.compile_seconds is not None:
         how = "compiled in {:.0f} s ({:.0f} s of CPU)".format(*plan.compile_seconds)
     tokens = f"{one.rows * one.inputs:,} + {one.rows * one.targets:,} tokens, padding included"
-    what = "a step" if plan.job == "train" else "a micro-batch of scoring"
+    what = "a step" if plan.job == "train" else "micro-batch"
     return [
         ("topology", f"{place.name}: {place.count} x {place.chip.kind}"),
         ("figures", how),

@@ -1,5 +1,6 @@
 """Chips by name: what they can do, and the devices of a topology that nobody has to hold."""
 
+import importlib.util
 import math
 import os
 import re
@@ -176,12 +177,10 @@ def devices(topology: Topology) -> list[jax.Device]:
 
 
 def _tpu_devices(topology: Topology) -> list[jax.Device]:
-    try:
-        import libtpu  # noqa: F401
-    except ImportError:
+    if importlib.util.find_spec("libtpu") is None:
         raise PlanError(
             f"compiling for {topology.name} needs libtpu: pip install 't0jax[plan]' (no TPU is needed)"
-        ) from None
+        )
     # Nothing here is a TPU machine: its metadata server is not asked, and several plans may run side by side.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
