@@ -262,7 +262,11 @@ def _memory(plan: Plan) -> Rows:
     outputs = f"{_bytes(one.outputs)}, {_bytes(one.shared)} of them in the place of arguments"
     parts = [("arguments", _bytes(one.arguments)), ("outputs", outputs)]
     parts += [("temporary", _bytes(one.temporary))]
-    return parts + ([("program", _bytes(one.code))] if one.code else []) + rows
+    parts += [("program", _bytes(one.code))] if one.code else []
+    if plan.compile_seconds and plan.topology.chip.hbm:
+        word = "" if plan.fits else ": the compiler accepts it, the sum of the parts is too much"
+        rows += [("of it alive at once", _bytes(one.live) + word)]
+    return parts + rows
 
 
 def _verdict(plan: Plan) -> str:

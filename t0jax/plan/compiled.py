@@ -27,6 +27,8 @@ class Memory:
     """False where the compiler refused and said no more than the sum."""
     needed: float = 0.0
     """That sum."""
+    live: float = 0.0
+    """The compiler's own peak of what is alive at once, without the holes between arrays; 0 where it says none."""
 
     @property
     def peak(self) -> float:
@@ -79,6 +81,7 @@ def _memory(compiled: jax.stages.Compiled) -> Memory:
         stats.alias_size_in_bytes,
         stats.temp_size_in_bytes,
         stats.generated_code_size_in_bytes,
+        live=stats.peak_memory_in_bytes,
     )
 
 
