@@ -101,7 +101,7 @@ def test_a_scoring_program_is_planned():
 def step_flops(remat):
     """(FLOPs that XLA counts in an unscanned step, ours)."""
     model = dataclasses.replace(
-        TINY.model, scan_layers=False, d_model=256, d_ff=1024, d_kv=64, remat=remat
+        TINY.model, scan_layers=False, num_layers=1, d_model=256, d_ff=1024, d_kv=64, remat=remat
     )
     data = config.Data(input_length=256, target_length=64, batch_size=4)
     settings = dataclasses.replace(
