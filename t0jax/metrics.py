@@ -14,6 +14,7 @@ import jax
 from t0jax import config as config_lib
 
 PEAK_FLOPS = {
+    "NVIDIA B200": 2250e12,
     "NVIDIA H200": 989e12,
     "NVIDIA H100 80GB HBM3": 989e12,
     "NVIDIA H100 PCIe": 756e12,

@@ -22,6 +22,8 @@ from t0jax.objectives import text_to_text
 TARGET_COST = 2
 """A decoder position costs about as much as two encoder positions (cross-attention and the vocabulary head);
 used only to choose how many rows fill a micro-batch."""
+ACCELERATOR_TOKENS = 32768
+"""Padded positions of a device's micro-batch, on anything but a CPU."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ def _group(pending: _Pending, settings: config_lib.Evaluate, eos: int, longest: 
 
 
 @functools.lru_cache(maxsize=8)
-def _program(config: config_lib.Model, mesh: jax.sharding.Mesh) -> Callable[..., jax.Array]:
+def program(config: config_lib.Model, mesh: jax.sharding.Mesh) -> Callable[..., jax.Array]:
     """(parameters, micro-batch) -> sums [rows, T]; scorers of one model and mesh share what was compiled."""
     network = models.build(config)
 
@@ -155,7 +157,7 @@ class Scorer:
         """
         self.network, self.mesh, self.settings = network, mesh, settings
         on_cpu = mesh.devices.flat[0].platform == "cpu"
-        self.row_tokens = row_tokens or (2048 if on_cpu else 32768)
+        self.row_tokens = row_tokens or (2048 if on_cpu else ACCELERATOR_TOKENS)
         self.slice, self.slices = sharding.process_slice(mesh)
         self.window = max(1, 8 * settings.batch_size // self.slices)
         self.input_lengths = length_grid(settings.max_input_length, 32, input_parts)
@@ -163,7 +165,7 @@ class Scorer:
         self.target_lengths = length_grid(longest, 8, target_parts)
         self.buckets = [(s, t) for s in self.input_lengths for t in self.target_lengths]
         self.compiled: set[tuple[int, int]] = set()
-        self._sums = _program(network.config, mesh)
+        self._sums = program(network.config, mesh)
 
     def score(
         self, params: Params, examples: Iterable[RankExample]

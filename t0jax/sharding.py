@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from t0jax import config as config_lib
@@ -59,7 +60,7 @@ def make_mesh(
     """The (data, fsdp, model) mesh over `devices` (all of them by default).
 
     Raises:
-        ConfigError: the axes do not multiply to the number of devices.
+        ConfigError: the axes do not multiply to the number of devices, or cannot be laid on a TPU's torus.
     """
     devices = jax.devices() if devices is None else devices
     sizes = [config.data, config.fsdp, config.model]
@@ -76,7 +77,23 @@ def make_mesh(
             f"{wanted} needs {'a multiple of ' if -1 in (config.data, config.fsdp, config.model) else ''}{known} "
             f"devices, there are {len(devices)}; set mesh.data to -1 and the others so that they divide that number"
         )
-    return jax.make_mesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    types = (AxisType.Auto,) * 3
+    try:
+        return jax.make_mesh(sizes, MESH_AXES, axis_types=types, devices=devices)
+    except NotImplementedError:
+        return jax.sharding.Mesh(_cut_torus(sizes, devices), MESH_AXES, axis_types=types)
+
+
+def _cut_torus(sizes: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarray:
+    """An order of a TPU's chips for axes that are no products of its torus's sides, e.g. 32 of 4x4x4: sides are cut."""
+    try:
+        return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    except NotImplementedError as error:
+        raise ConfigError(
+            f"mesh {dict(zip(MESH_AXES, sizes, strict=True))} cannot be laid on these {len(devices)} "
+            f"{devices[0].device_kind} chips ({str(error).splitlines()[0]}); choose axes that are products of whole "
+            "sides of the topology, e.g. 4 and 16 of 4x4x4"
+        ) from None
 
 
 def spec(

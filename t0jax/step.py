@@ -135,13 +135,13 @@ def accumulate(
     return jax.lax.scan(body, zeros, (cut, keys))[0]
 
 
-def make_step(
+def jit_step(
     config: Config,
     network: models.Network,
     optimizer: optax.GradientTransformation,
     mesh: jax.sharding.Mesh,
-) -> Step:
-    """The jitted step: (state, batch) -> (state, metrics); the state's buffers are donated.
+) -> jax.stages.Wrapped:
+    """The step (state, batch) -> (state, metrics), to be called or lowered under `jax.set_mesh`; the state is donated.
 
     A step whose loss or gradient norm is not finite changes nothing but the counters.
     """
@@ -192,7 +192,17 @@ def make_step(
 
     # Said, not inferred: the next step takes the state as it is, and so does a run resumed from it.
     where = (state_shardings(network, optimizer, mesh), sharding.replicated(mesh))
-    jitted = jax.jit(step, donate_argnums=0, out_shardings=where)
+    return jax.jit(step, donate_argnums=0, out_shardings=where)
+
+
+def make_step(
+    config: Config,
+    network: models.Network,
+    optimizer: optax.GradientTransformation,
+    mesh: jax.sharding.Mesh,
+) -> Step:
+    """`jit_step` as a plain function that knows its mesh."""
+    jitted = jit_step(config, network, optimizer, mesh)
 
     def call(state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
         with jax.set_mesh(mesh):

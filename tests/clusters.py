@@ -15,19 +15,26 @@ def free_port():
         return listener.getsockname()[1]
 
 
-def start(arguments, processes, devices):
-    """Starts `python ARGUMENTS` as that many processes."""
+def environments(processes, devices):
+    """The environment of each process of a cluster on this machine; one alone knows of no cluster."""
     environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices)}
-    if processes > 1:
-        environment["JAX_COORDINATOR_ADDRESS"] = f"127.0.0.1:{free_port()}"
-        environment["JAX_NUM_PROCESSES"] = str(processes)
+    if processes == 1:
+        return [environment]
+    cluster = {
+        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}",
+        "JAX_NUM_PROCESSES": str(processes),
+    }
+    return [{**environment, **cluster, "JAX_PROCESS_ID": str(i)} for i in range(processes)]
+
+
+def start(arguments, processes, devices, stderr=subprocess.STDOUT):
+    """Starts `python ARGUMENTS` as that many processes."""
     return [
         subprocess.Popen(
-            [sys.executable, *arguments], cwd=REPOSITORY, text=True,
-            env=environment | ({"JAX_PROCESS_ID": str(index)} if processes > 1 else {}),
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            [sys.executable, *arguments], cwd=REPOSITORY, text=True, env=environment,
+            stdout=subprocess.PIPE, stderr=stderr,
         )
-        for index in range(processes)
+        for environment in environments(processes, devices)
     ]  # fmt: skip
 
 

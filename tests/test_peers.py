@@ -3,14 +3,11 @@
 import os
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
 
+import clusters
 import pytest
-from test_processes import cluster_of
 
-REPOSITORY = Path(__file__).parents[1]
 HEAD = """
 import os, sys, time
 import numpy as np
@@ -22,7 +19,7 @@ peers.BEAT_SECONDS, peers.LOST_SECONDS = 0.3, 2.0
 jax.config.update("jax_platforms", "cpu")
 
 def main(argv):
-    with processes.cluster(patience=float(os.environ.get("PATIENCE", "60"))):
+    with processes.cluster(patience=PATIENCE):
         me = jax.process_index()
         body(me)
     print("end", flush=True)
@@ -34,16 +31,8 @@ RUN = "config.run_script(main)"
 def run(body, count=2, patience=60):
     """Starts `count` processes that do `body(me)` within one cluster."""
     program = f"{HEAD}\ndef body(me):\n" + "".join(f"    {line}\n" for line in body.splitlines())
-    started = []
-    for environment in cluster_of(count):
-        environment |= {"JAX_NUM_CPU_DEVICES": "1", "PATIENCE": str(patience)}
-        started.append(
-            subprocess.Popen(
-                [sys.executable, "-c", program + RUN], cwd=REPOSITORY, env=environment, text=True,
-                stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            )
-        )  # fmt: skip
-    return started
+    program = program.replace("PATIENCE", str(patience)) + RUN
+    return clusters.start(["-c", program], count, devices=1, stderr=subprocess.PIPE)
 
 
 def ends(started):
