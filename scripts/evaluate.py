@@ -126,7 +126,7 @@ def score(path: Path, settings: config.Config, compute: config.Model | None, opt
     from t0jax.metrics import note
 
     train.set_environment(settings)
-    with processes.cluster(settings.mesh.patience), processes.Preemption() as preemption:
+    with processes.cluster(settings.train.patience), processes.Preemption() as preemption:
         try:
             _score(path, settings, compute, options, preemption)
         except processes.Preempted:

@@ -89,7 +89,7 @@ def main(argv: Sequence[str]) -> int:
     from t0jax import processes, train
 
     train.set_environment(settings)
-    with processes.cluster(settings.mesh.patience), processes.Preemption() as preemption:
+    with processes.cluster(settings.train.patience), processes.Preemption() as preemption:
         try:
             compute = settings.model if given else None
             write(path, settings, compute, options, prompts, preemption.check)

@@ -158,13 +158,11 @@ class Optimizer:
 
 @dataclass(frozen=True)
 class Mesh:
-    """Devices per axis; -1 takes what is left. The product is the number of devices. And how processes wait."""
+    """Devices per axis; -1 takes what is left. The product is the number of devices."""
 
     data: int = -1
     fsdp: int = 1
     model: int = 1
-    patience: float = 1800.0
-    """Seconds that the processes of a run wait for each other before they stop and name who did not come."""
 
 
 @dataclass(frozen=True)
@@ -207,6 +205,8 @@ class Train:
     wandb_project: str = ""
     profile: str = ""
     """Steps to trace, "10:15" for 10 to 14, into `<output_dir>/profile`; none when empty."""
+    patience: float = 1800.0
+    """Seconds that the processes of a run wait for each other before they stop and name who did not come."""
     compile_cache: str = ""
     """Folder for compiled programs; `T0JAX_COMPILE_CACHE` when empty, none when both are."""
 

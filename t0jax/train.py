@@ -49,7 +49,7 @@ def run(config: Config) -> Results | None:
         Diverged: the loss stayed non-finite.
         checkpoint.CheckpointError: a checkpoint could not be written.
     """
-    with processes.cluster(config.mesh.patience):
+    with processes.cluster(config.train.patience):
         return _run(config)
 
 

@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 PATIENCE = 1800.0
-"""Seconds that processes wait for each other unless `mesh.patience` says otherwise."""
+"""Seconds that processes wait for each other unless `train.patience` says otherwise."""
 
 ALONE_SECONDS = 6 * 3600.0
 """How long the others wait for what the first process does alone (training a vocabulary, writing an export)."""

@@ -100,7 +100,7 @@ class Peers:
         elsewhere = {i: place for i, place in places.items() if place != what}
         who = ", ".join(self.names[i] for i in absent or elsewhere)
         return (
-            f"{what}: {who or 'a process'} did not come within {patience:.0f} s (mesh.patience); its log says what it "
+            f"{what}: {who or 'a process'} did not come within {patience:.0f} s (train.patience); its log says what it "
             "is doing. Start all processes again to go on from the newest checkpoint"
         )
 
