@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scripts import evaluate, generate, prompts
+from scripts import evaluate, generate, prompts, train
 from t0jax import config
 from t0jax.data.loader import make_loader, mixture_texts
 from t0jax.data.registry import import_tasks
@@ -162,7 +162,7 @@ def test_training_commands(words, monkeypatch):
     monkeypatch.chdir(REPOSITORY)
     if "--help" in words:
         return
-    settings, _ = config.parse(words, "")
+    settings, _ = config.parse(words, "", **train.OPTIONS)
     assert_registered(
         settings.data.modules, f"{settings.data.mixture},{settings.data.eval_mixture}"
     )
