@@ -8,10 +8,10 @@ from t0jax import config
 def main(argv: Sequence[str]) -> int:
     """Returns 0 after a finished run and after a preempted one that was saved."""
     settings, _ = config.parse(argv, __doc__ or "")
-    from t0jax import (
-        train,
-    )  # after parsing: a mistyped key is answered at once, and readers stay light
+    # After parsing: a mistyped key is answered at once, and readers stay light.
+    from t0jax import memory, train
 
+    memory.keep_pages()
     train.run(settings)
     return 0
 

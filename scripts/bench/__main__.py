@@ -1,9 +1,9 @@
-"""`python -m scripts.bench data|train|evaluate|flipped|generate [options]`; `--help` after the name lists its own."""
+"""`python -m scripts.bench data|train|step|evaluate|flipped|generate [options]`; `--help` after the name says more."""
 
 import importlib
 import sys
 
-BENCHES = ("data", "train", "evaluate", "flipped", "generate")
+BENCHES = ("data", "train", "step", "evaluate", "flipped", "generate")
 
 
 def main(argv: list[str]) -> int:
