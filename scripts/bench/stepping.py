@@ -100,8 +100,11 @@ def our_pass(settings: config.Config, params: models.Params | None, batches: lis
     network = models.build(settings.model)
     mesh = sharding.make_mesh(settings.mesh)
     optimizer = optim.make_optimizer(settings.optimizer, settings.train.steps, network.axes)
-    copy = None if params is None else jax.tree.map(lambda x: x + 0, params)
-    state = init_state(settings, network, optimizer, mesh, copy)
+    if params is not None:
+        # Placed as the step leaves them: its second call would compile again otherwise.
+        where = sharding.param_shardings(network.axes, network.shapes, mesh)
+        params = jax.device_put(jax.tree.map(lambda x: x + 0, params), where)
+    state = init_state(settings, network, optimizer, mesh, params)
     step = make_step(settings, network, optimizer, mesh)
     placed = [sharding.place(batch, mesh) for batch in batches]
 
