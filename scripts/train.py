@@ -16,14 +16,15 @@ OPTIONS = {
 def main(argv: Sequence[str]) -> int:
     """Returns 0 after a finished run and after a preempted one that was saved."""
     settings, options = config.parse(argv, __doc__ or "", **OPTIONS)
-    from t0jax import (
-        train,
-    )  # after parsing: a mistyped key is answered at once, and readers stay light
+    # After parsing: a mistyped key is answered at once, and readers stay light.
+    from t0jax import memory, train
 
+    memory.keep_pages()
     profile = options.profile or settings.train.profile
-    train.run(
-        dataclasses.replace(settings, train=dataclasses.replace(settings.train, profile=profile))
+    settings = dataclasses.replace(
+        settings, train=dataclasses.replace(settings.train, profile=profile)
     )
+    train.run(settings)
     return 0
 
 

@@ -64,7 +64,7 @@ class Model:
     remat: Literal["none", "dots", "full"] = "none"
     """What the backward pass recomputes: nothing, all but weight products, or everything."""
     attention: Literal["xla", "cudnn"] = "xla"
-    """`cudnn` needs an NVIDIA GPU and bfloat16."""
+    """`cudnn`, fused, needs an NVIDIA GPU, bfloat16 and even lengths."""
 
     @property
     def decoder_layers(self) -> int:

@@ -1,4 +1,4 @@
-"""`python -m scripts.bench NAME [options]`: data, train, evaluate, flipped, generate, convert or checkpoint.
+"""`python -m scripts.bench NAME [options]`: data, train, step, evaluate, flipped, generate, convert or checkpoint.
 
 `--help` after the name lists its own options.
 """
@@ -6,7 +6,7 @@
 import importlib
 import sys
 
-BENCHES = ("data", "train", "evaluate", "flipped", "generate", "convert", "checkpoint")
+BENCHES = ("data", "train", "step", "evaluate", "flipped", "generate", "convert", "checkpoint")
 
 
 def main(argv: list[str]) -> int:

@@ -13,20 +13,17 @@ first pass are not timed.
 """
 
 import dataclasses
-import platform
 import statistics
-import tempfile
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from t0jax import config, convert, models, optim, sharding, train
+from scripts.bench.stepping import Pass, dense, machine, our_pass, torch_pass
+from t0jax import config, memory, models, train
 from t0jax.data import loader as loader_lib
-from t0jax.step import init_state, make_step
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "against": {
@@ -40,13 +37,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "padded_rows": {"type": int, "default": 8, "help": "rows of the padded comparison"},
 }
 
-Pass = Callable[[], list[float]]
-"""Runs over all batches once; the losses."""
-
 
 def main(argv: Sequence[str]) -> None:
     """Runs both comparisons and prints their tables."""
     settings, options = config.parse(argv, __doc__ or "", **OPTIONS)
+    memory.keep_pages()
     model = dataclasses.replace(settings.model, dropout_rate=0.0)
     settings = dataclasses.replace(settings, model=model)
     train.set_environment(settings)
@@ -62,10 +57,6 @@ def main(argv: Sequence[str]) -> None:
     compare("mixture", settings, options, packed, longest)
     full = [dense(settings, options.padded_rows, seed) for seed in range(options.batches)]
     compare("padded", settings, options, full, full)
-
-
-def machine() -> str:
-    return f"{jax.device_count()} x {jax.devices()[0].device_kind}, {platform.machine()}, jax {jax.__version__}"
 
 
 def unpack(batch: dict[str, np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -98,21 +89,6 @@ def pad(examples: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, np.ndarr
     return batch
 
 
-def dense(settings: config.Config, rows: int, seed: int) -> dict[str, np.ndarray]:
-    """Random tokens without padding, in the layout of a packed batch with one segment a row."""
-    rng = np.random.default_rng(seed)
-    lengths = {"encoder": settings.data.input_length, "decoder": settings.data.target_length}
-    batch = {f"{side}_segment_ids": np.ones((rows, n), np.int32) for side, n in lengths.items()}
-    tokens = {
-        side: rng.integers(3, settings.model.vocab_size, (rows, n)).astype(np.int32)
-        for side, n in lengths.items()
-    }
-    batch["encoder_input_tokens"], batch["decoder_target_tokens"] = tokens.values()
-    batch["decoder_input_tokens"] = np.pad(tokens["decoder"][:, :-1], ((0, 0), (1, 0)))
-    batch["decoder_loss_weights"] = np.ones_like(tokens["decoder"], np.float32)
-    return batch
-
-
 def count_tokens(batches: Sequence[dict[str, np.ndarray]]) -> int:
     sides = ("encoder_segment_ids", "decoder_segment_ids")
     return sum(int(np.count_nonzero(batch[side])) for batch in batches for side in sides)
@@ -126,8 +102,9 @@ def compare(
     params = jax.jit(network.init)(jax.random.key(settings.train.seed))
     passes: dict[str, tuple[Pass, int]] = {}
     if options.against == "torch":
-        passes["torch"] = (torch_pass(settings, params, theirs), count_tokens(theirs))
-    passes["t0jax"] = (our_pass(settings, network, params, ours), count_tokens(ours))
+        run = torch_pass(settings, params, theirs, tuned=False)
+        passes["torch"] = (run, count_tokens(theirs))
+    passes["t0jax"] = (our_pass(settings, params, ours), count_tokens(ours))
     losses = {method: run() for method, (run, _) in passes.items()}
     seconds: dict[str, list[float]] = {method: [] for method in passes}
     for _ in range(options.repeats):
@@ -144,63 +121,3 @@ def compare(
         )
     if len(rates) > 1:
         print(f"{name:8} ratio  {rates['t0jax'] / rates['torch']:.2f}")
-
-
-def our_pass(
-    settings: config.Config, network: models.Network, params: Any, batches: list[Any]
-) -> Pass:
-    """The trainer's own step over `batches`."""
-    mesh = sharding.make_mesh(settings.mesh)
-    optimizer = optim.make_optimizer(settings.optimizer, settings.train.steps, network.axes)
-    copy = jax.tree.map(lambda x: x + 0, params)
-    state = init_state(settings, network, optimizer, mesh, copy)
-    step = make_step(settings, network, optimizer, mesh)
-    placed = [sharding.place(batch, mesh) for batch in batches]
-
-    def run() -> list[float]:
-        nonlocal state
-        reports = []
-        for batch in placed:
-            state, report = step(state, batch)
-            reports.append(report["loss"])
-        return [float(loss) for loss in reports]
-
-    return run
-
-
-def torch_pass(settings: config.Config, params: Any, batches: list[Any]) -> Pass:
-    """transformers' T5 and Adafactor over the same examples."""
-    import torch
-    from transformers import T5ForConditionalGeneration
-    from transformers.optimization import Adafactor
-
-    with tempfile.TemporaryDirectory() as folder:
-        convert.save_params(params, settings.model, Path(folder) / "hf")
-        model = T5ForConditionalGeneration.from_pretrained(Path(folder) / "hf")
-    model.train()
-    rate = settings.optimizer.learning_rate
-    optimizer = Adafactor(
-        model.parameters(), lr=rate, scale_parameter=True, relative_step=False, warmup_init=False
-    )
-    placed = [
-        {
-            "input_ids": torch.tensor(batch["encoder_input_tokens"]).long(),
-            "attention_mask": torch.tensor(batch["encoder_segment_ids"]),
-            "labels": torch.tensor(
-                np.where(batch["decoder_segment_ids"] > 0, batch["decoder_target_tokens"], -100)
-            ).long(),
-        }
-        for batch in batches
-    ]
-
-    def run() -> list[float]:
-        losses = []
-        for batch in placed:
-            loss = model(**batch).loss
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            losses.append(float(loss.detach()))
-        return losses
-
-    return run

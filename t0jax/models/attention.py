@@ -235,13 +235,14 @@ def attend_cudnn(
     """cuDNN's fused attention, arguments as in `attend_xla`.
 
     Raises:
-        ValueError: without an NVIDIA GPU, or with float32 activations.
+        ConfigError: without an NVIDIA GPU, with float32 activations, or with odd lengths, whose bias gradient
+            cuDNN lacks.
     """
-    platform = jax.default_backend()
-    if platform != "gpu" or q.dtype != jnp.bfloat16:
-        raise ValueError(
-            f"model.attention 'cudnn' needs an NVIDIA GPU and model.dtype 'bfloat16', not {platform!r}"
-            f" and {q.dtype.name!r}; set model.attention to 'xla'"
+    platform, lengths = jax.default_backend(), (q.shape[1], k.shape[1])
+    if platform != "gpu" or q.dtype != jnp.bfloat16 or any(length % 2 for length in lengths):
+        raise cfg.ConfigError(
+            "model.attention 'cudnn' needs an NVIDIA GPU, model.dtype 'bfloat16' and even lengths, not "
+            f"{platform!r}, {q.dtype.name!r} and {lengths}; set model.attention to 'xla'"
         )
     # A mask alone is refused when it has broadcast axes (https://github.com/jax-ml/jax/issues/28974), so it
     # goes in as a full additive bias, which is what cuDNN makes of it anyway.
