@@ -152,25 +152,37 @@ def _gather(params: models.Params, plan: list[Part]) -> Iterator[Any]:
             yield _file_tensor(entry.leaf(params), layer, entry, part.dtype)
 
 
-def _file_tensor(leaf: jax.Array, layer: int, entry: Entry, dtype: np.dtype) -> np.ndarray | None:
+def _file_tensor(
+    leaf: jax.Array | np.ndarray, layer: int, entry: Entry, dtype: np.dtype
+) -> np.ndarray | None:
     """One tensor as the file has it, on the first process; nothing of it stays elsewhere."""
-    whole = leaf
-    if entry.stacked or not leaf.is_fully_addressable:
-        where = None
-        if not leaf.is_fully_addressable:
-            mesh = getattr(leaf.sharding, "mesh", None)
-            assert isinstance(mesh, jax.sharding.Mesh), leaf.sharding
-            where = sharding.replicated(mesh)
-        # Waited for, also where nothing is done with it: collectives of several programs at once may block each other.
-        whole = jax.block_until_ready(_take(where)(leaf, layer if entry.stacked else None))
+    whole = _whole(leaf, layer if entry.stacked else None)
     if jax.process_index() != 0:
         return None
     value = np.empty(entry.tensor_shape, dtype)
     target = value.T if entry.transposed else value
+    if isinstance(whole, np.ndarray):
+        target[...] = whole
+        return value
     # Shard by shard: `np.asarray` of several would leave a host copy with the array.
     for shard in whole.addressable_shards[: 1 if whole.is_fully_replicated else None]:
         target[shard.index] = shard.data
     return value
+
+
+def _whole(leaf: jax.Array | np.ndarray, layer: int | None) -> jax.Array | np.ndarray:
+    """A parameter, or one layer of a stack, such that the first process can read all of it."""
+    if isinstance(leaf, np.ndarray):
+        return leaf if layer is None else leaf[layer]
+    if layer is None and leaf.is_fully_addressable:
+        return leaf
+    where = None
+    if not leaf.is_fully_addressable:
+        mesh = getattr(leaf.sharding, "mesh", None)
+        assert isinstance(mesh, jax.sharding.Mesh), leaf.sharding
+        where = sharding.replicated(mesh)
+    # Waited for, also where nothing is done with it: collectives of several programs at once may block each other.
+    return jax.block_until_ready(_take(where)(leaf, layer))
 
 
 @functools.cache
