@@ -127,7 +127,9 @@ class Embedding(nnx.Module):
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """Tokens [B, L] int32 -> [B, L, D]."""
-        rows = jnp.take(self.embedding[...], tokens, axis=0, mode="clip")  # [B, L, D]
+        # Whole rows, as `fsdp` gathers any weight: else XLA may cut the gradient of all rows another way, whole first.
+        table = constrain(self.embedding[...], "vocab", "width")  # [V, D]
+        rows = jnp.take(table, tokens, axis=0, mode="clip")  # [B, L, D]
         return constrain(rows.astype(self.dtype), "batch", "length", "width")
 
 
