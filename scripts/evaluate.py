@@ -69,13 +69,17 @@ def main(argv: Sequence[str]) -> int:
     if "--compare" in argv:
         return compare(argv)
     path, rest = config.take_model(argv)
-    config.parse(rest, __doc__ or "", **OPTIONS)  # a mistyped key is answered before JAX starts
-    settings, options = config.parse(rest, __doc__ or "", as_trained(path), **OPTIONS)
-    settings = merge(settings, options)
-    if not settings.data.eval_mixture:
-        raise ConfigError("no tasks to score: give --mixture NAME, e.g. t0_eval_score_eval")
-    given = any(flag.startswith(("--model.", "--config")) for flag in rest)
-    score(path, settings, settings.model if given else None, options)
+    # A mistyped key is answered before JAX starts.
+    given, _ = config.parse(rest, __doc__ or "", **OPTIONS)
+    from t0jax import processes
+
+    with processes.cluster(given.train.patience), processes.Preemption() as preemption:
+        settings, options = config.parse(rest, __doc__ or "", as_trained(path), **OPTIONS)
+        settings = merge(settings, options)
+        if not settings.data.eval_mixture:
+            raise ConfigError("no tasks to score: give --mixture NAME, e.g. t0_eval_score_eval")
+        named = any(flag.startswith(("--model.", "--config")) for flag in rest)
+        score(path, settings, settings.model if named else None, options, preemption)
     return 0
 
 
@@ -119,23 +123,22 @@ def read_words(text: str) -> dict[str, str]:
     return words
 
 
-def score(path: Path, settings: config.Config, compute: config.Model | None, options: Any) -> None:
+def score(
+    path: Path,
+    settings: config.Config,
+    compute: config.Model | None,
+    options: Any,
+    preemption: "Preemption",
+) -> None:
     """Loads the model, scores `data.eval_mixture`, prints and writes the results; SIGTERM ends it early."""
-    # After parsing: a mistyped key is answered at once.
-    from t0jax import processes, train
+    from t0jax import processes
     from t0jax.metrics import note
 
-    train.set_environment(settings)
-    with processes.cluster(settings.train.patience), processes.Preemption() as preemption:
-        try:
-            _score(path, settings, compute, options, preemption)
-        except processes.Preempted:
-            then = (
-                "the same command goes on from what is in the folder"
-                if options.output
-                else "nothing is kept"
-            )
-            note(f"SIGTERM: {then}")
+    try:
+        _score(path, settings, compute, options, preemption)
+    except processes.Preempted:
+        kept = "the same command goes on from what is in the folder"
+        note(f"SIGTERM: {kept if options.output else 'nothing is kept without --output'}")
 
 
 def _score(
@@ -147,10 +150,11 @@ def _score(
 ) -> None:
     import jax
 
-    from t0jax import checkpoint, evaluate, models, processes, report, sharding
+    from t0jax import checkpoint, evaluate, models, processes, report, sharding, train
     from t0jax import results as results_lib
     from t0jax.metrics import note
 
+    train.set_environment(settings)
     mesh = sharding.make_mesh(settings.mesh)
     note(f"model: reading {path}")
     model = checkpoint.load_model(path, mesh, compute)

@@ -9,6 +9,7 @@ one line has it as it was generated, one has it filled in around TEXT. Places fo
 configuration can be set too, e.g. `--mesh.model 2` or `--evaluate.max_input_length 512`.
 """
 
+import hashlib
 import itertools
 import sys
 import time
@@ -82,20 +83,34 @@ def main(argv: Sequence[str]) -> int:
     """Prints what the model writes; returns 0."""
     path, rest = config.take_model(argv)
     settings, options = config.parse(rest, __doc__ or "", **OPTIONS)
-    prompts = read_prompts(
-        options.view or settings.data.view or own_view(path) or "direct", options
-    )
-    given = any(flag.startswith(("--model.", "--config")) for flag in rest)
+    named = any(flag.startswith(("--model.", "--config")) for flag in rest)
     from t0jax import processes, train
 
-    train.set_environment(settings)
     with processes.cluster(settings.train.patience), processes.Preemption() as preemption:
+        train.set_environment(settings)
+        view = options.view or settings.data.view or own_view(path) or "direct"
+        prompts = read_prompts(view, options)
+        agree(prompts)
         try:
-            compute = settings.model if given else None
+            compute = settings.model if named else None
             write(path, settings, compute, options, prompts, preemption.check)
         except processes.Preempted:
             report("SIGTERM: stopped before all was written")
     return 0
+
+
+def agree(prompts: Sequence["Prompt"]) -> None:
+    """Refuses to write when the processes have read different prompts."""
+    from t0jax import processes
+
+    digest = hashlib.sha256(repr(list(prompts)).encode("utf-8", "surrogateescape")).hexdigest()
+    everyone = processes.tell(digest, "reading the prompts")
+    if len(set(everyone)) > 1:
+        other = next(i for i, told in enumerate(everyone) if told != everyone[0])
+        raise PromptError(
+            f"process {other} has read other prompts than process 0; give all the same --input or --file, not a "
+            "standard input that only one of them has"
+        )
 
 
 def own_view(path: Path) -> str:

@@ -388,6 +388,7 @@ _POSITIVE = (
         "data.target_length",
     ),
     *("train.grad_accumulation", "train.log_every", "train.checkpoint_every", "train.keep_last"),
+    "train.patience",
     *("train.max_bad_steps", "model.d_model", "model.vocab_size", "model.num_layers"),
     *("evaluate.batch_size", "evaluate.max_input_length", "evaluate.max_target_length"),
 )

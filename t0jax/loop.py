@@ -47,7 +47,7 @@ class Loop:
         self.pending: list[dict[str, jax.Array]] = []
         self.meter = metrics.Meter(self.config.model, self.config.data, self.config.train.steps)
 
-    def run(self, state: State) -> Results | None:
+    def run(self, state: State, preemption: Preemption) -> Results | None:
         """From the state's step to `train.steps`; saves at the end and on SIGTERM.
 
         A checkpoint that SIGTERM left without its score is scored first.
@@ -56,7 +56,6 @@ class Loop:
         self.step = first = self.saved = int(state["counters"]["step"])
         self.history.begin(first, self.checkpoints.entries())
         with (
-            Preemption() as preemption,
             contextlib.closing(sharding.prefetch(self.read(), self.mesh)) as batches,
             contextlib.closing(self.profiler()) as profiler,
         ):
@@ -97,15 +96,15 @@ class Loop:
     ) -> tuple[State, dict[str, jax.Array]]:
         """One step on the next batch: the new state, and what it reports, which is kept for the log."""
         number = self.step + 1
-        processes.at(f"reading the batch of step {number}")
-        batch, (rows, tokens, cut, self.position) = next(batches)
+        with processes.watching(f"reading the batch of step {number}"):
+            batch, (rows, tokens, cut, self.position) = next(batches)
         if not self.waited:
             self.waited = True
             note(
                 f"data: first batch after {time.monotonic() - self.began:.1f} s; compiling the step"
             )
-        processes.at(f"step {number}")
-        state, report = self.step_fn(state, batch)
+        with processes.watching(f"step {number}"):
+            state, report = self.step_fn(state, batch)
         self.step = number
         self.pending.append({**report, **cut})
         self.meter.add(rows * self.shares, tokens * self.shares)
@@ -159,7 +158,9 @@ class Loop:
 
     def flush(self) -> None:
         """Every pending step's numbers to the sinks, one line on them to stdout; stops a diverged run."""
-        rows = [{k: float(v) for k, v in row.items()} for row in jax.device_get(self.pending)]
+        with processes.watching(f"step {self.step}"):
+            pending = jax.device_get(self.pending)
+        rows = [{k: float(v) for k, v in row.items()} for row in pending]
         self.pending = []
         if not rows:
             return

@@ -49,11 +49,17 @@ def run(config: Config) -> Results | None:
         Diverged: the loss stayed non-finite.
         checkpoint.CheckpointError: a checkpoint could not be written.
     """
-    with processes.cluster(config.train.patience):
-        return _run(config)
+    with processes.cluster(config.train.patience), processes.Preemption() as preemption:
+        try:
+            return _run(config, preemption)
+        except processes.Preempted:
+            note(
+                "SIGTERM: nothing was done since the last save; the same command goes on from there"
+            )
+            return None
 
 
-def _run(config: Config) -> Results | None:
+def _run(config: Config, preemption: processes.Preemption) -> Results | None:
     # -----------------------------------------------------------------------------------------------------------------
     # Set-up
     set_environment(config)
@@ -81,6 +87,7 @@ def _run(config: Config) -> Results | None:
     loader = loader_lib.make_loader(config.data, process_index=share, process_count=shares)
     evaluator = make_evaluator(config, mesh, vocabulary)
     processes.meet("opening the data")
+    preemption.check()
 
     # -----------------------------------------------------------------------------------------------------------------
     # Model, optimizer, state
@@ -96,6 +103,7 @@ def _run(config: Config) -> Results | None:
 
     # -----------------------------------------------------------------------------------------------------------------
     # From here on the folder is this run's
+    preemption.check()
     metrics.check_sinks(config)
     processes.first_process_does(
         lambda: checkpoint.write_run_files(run_dir, config, vocabulary), "writing the run folder"
@@ -108,9 +116,10 @@ def _run(config: Config) -> Results | None:
             stack.callback(sink.close)
         step_fn = make_step(config, network, optimizer, mesh)
         loop = Loop(config, mesh, step_fn, loader, checkpoints, history, sinks, evaluator, shares)
-        results = loop.run(state)
+        results = loop.run(state, preemption)
         del state  # room for the checkpoint that is exported
         if loop.finished:
+            preemption.check()
             finish_folder(config, mesh, checkpoints, history)
         return results
 

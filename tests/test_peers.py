@@ -15,7 +15,7 @@ from t0jax import config, processes
 from t0jax.processes import peers
 import jax
 
-peers.BEAT_SECONDS, peers.LOST_SECONDS = 0.3, 2.0
+peers.BEAT_SECONDS, peers.LOST_SECONDS = 0.3, 6.0
 jax.config.update("jax_platforms", "cpu")
 
 def main(argv):
@@ -28,10 +28,10 @@ def main(argv):
 RUN = "config.run_script(main)"
 
 
-def run(body, count=2, patience=60):
+def run(body, count=2, patience=60, end=RUN):
     """Starts `count` processes that do `body(me)` within one cluster."""
     program = f"{HEAD}\ndef body(me):\n" + "".join(f"    {line}\n" for line in body.splitlines())
-    program = program.replace("PATIENCE", str(patience)) + RUN
+    program = program.replace("PATIENCE", str(patience)) + end
     return clusters.start(["-c", program], count, devices=1, stderr=subprocess.PIPE)
 
 
@@ -83,10 +83,10 @@ processes.meet("opening the data")
 def test_who_does_not_come_to_a_meeting_is_named():
     body = """
 if me == 1:
-    time.sleep(4)
-processes.meet("opening the data")
+    time.sleep(5)
+processes.meet("opening the data", 2)
 """
-    (first, _, err0), (second, _, _) = ends(run(body.strip(), patience=2))
+    (first, _, err0), (second, _, _) = ends(run(body.strip()))
     assert first == 1
     assert second != 0
     assert "opening the data: process 1 of 2 (" in err0
@@ -95,13 +95,14 @@ processes.meet("opening the data")
 
 def test_a_step_that_never_ends_tells_where_everyone_is():
     body = """
-processes.at("step 7" if me == 0 else "reading the batch of step 7")
-time.sleep(60)
+processes._current().patience = 2
+with processes.watching("step 7" if me == 0 else "reading the batch of step 7"):
+    time.sleep(60)
 """
-    (first, _, err0), (second, _, err1) = ends(run(body.strip(), patience=2))
+    (first, _, err0), (second, _, err1) = ends(run(body.strip()))
     assert (first, second) == (1, 1), err0 + err1
     for err in (err0, err1):
-        assert "nothing has moved for 2 s" in err
+        assert "error: nothing has moved for 2 s" in err
         assert "): step 7; process 1 of 2 (" in err
         assert "): reading the batch of step 7" in err
 
@@ -109,7 +110,6 @@ time.sleep(60)
 ENDLESS = """
 print("ready", flush=True)
 while True:
-    processes.at("step")
     processes.gather(np.int32(1), "adding up")
     time.sleep(0.05)
 """
@@ -129,6 +129,17 @@ def test_a_killed_process_is_named_by_the_others(killed):
         # JAX ends processes at once when the coordinator is gone; that it was process 0 they said at their start.
         named = f"process {killed} of 3 (" if killed else "the coordinator is process 0 of 3 ("
         assert named in err, err
+
+
+def test_processes_that_have_come_to_different_places_do_not_pass():
+    body = """
+processes.meet("saving" if me == 0 else "leaving", 2)
+"""
+    (first, out0, err0), (second, _, err1) = ends(run(body.strip()))
+    assert (first, second) == (1, 1), err0 + err1
+    assert "saving: after 2 s, process 1 of 2 (" in err0
+    assert ") is at 'leaving' instead" in err0
+    assert "end" not in out0
 
 
 POLLING = """
@@ -153,3 +164,43 @@ def test_sigterm_to_one_process_is_heard_by_all_at_the_same_poll(told):
     assert (first, second) == (0, 0), err0 + err1
     assert out0 == out1
     assert out0[0].startswith("polls ")
+
+
+@pytest.mark.slow
+def test_who_is_lost_while_the_others_are_told_to_leave_is_named():
+    started = run(POLLING.strip(), count=3)
+    for process in started:
+        assert process.stdout.readline() == "ready\n"
+    os.kill(started[2].pid, signal.SIGSTOP)
+    os.kill(started[1].pid, signal.SIGTERM)
+    time.sleep(1)
+    os.kill(started[2].pid, signal.SIGKILL)
+    for status, _, err in ends(started)[:2]:
+        assert status == 1
+        assert "process 2 of 3 (" in err
+
+
+TWICE = """
+import signal
+first = not os.environ.get("BEFORE")
+os.environ["BEFORE"] = "yes"
+with processes.Preemption() as preemption:
+    if first and me == 0:
+        os.kill(os.getpid(), signal.SIGTERM)
+    left = False
+    for _ in range(2000 if first else 20):
+        left = left or preemption.poll()
+        processes.gather(np.int32(1), "adding up")
+        if left:
+            break
+        time.sleep(0.05)
+print("left" if left else "stayed")
+"""
+
+
+@pytest.mark.slow
+def test_a_second_run_of_one_program_is_not_told_what_the_first_was():
+    again = RUN.replace("run_script(main)", "run_script(lambda argv: main(argv) + main(argv))")
+    for status, out, err in ends(run(TWICE.strip(), end=again)):
+        assert status == 0, err
+        assert out == ["left", "end", "stayed", "end"]

@@ -6,13 +6,16 @@ keep a run from hanging without a word:
 - A process that waits for the others outside of a training step does so in `meet`, which names who did not come.
 - A process that fails says so, and the others stop with its error (`cluster`).
 - A thread of each process tells process 0 that it lives. Who falls silent, killed or cut off, is named to all; so is
-  where everyone was, when nothing has moved for too long.
+  where everyone was, when all are within a step (`watching`) and nothing has moved for too long.
+
+Process 0 itself is missed by JAX, which ends the others at once and says that the coordinator is gone.
 """
 
 import contextlib
 import json
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -28,12 +31,12 @@ __all__ = [
     "Preempted",
     "Preemption",
     "ProcessError",
-    "at",
     "cluster",
     "first_process_does",
     "gather",
     "meet",
     "tell",
+    "watching",
 ]
 
 PATIENCE = 1800.0
@@ -68,11 +71,11 @@ def cluster(patience: float = PATIENCE) -> Iterator[None]:
     An error that leaves the body is told to the other processes, which stop with it.
 
     Args:
-        patience: seconds that processes wait for each other.
+        patience: seconds that processes wait for each other. JAX itself ends those that have waited so long for
+            others to start at all.
 
     Raises:
         ConfigError: the coordinator's address without the other two variables.
-        ProcessError: not all processes came within `patience`.
     """
     global _here
     _join(patience)
@@ -106,6 +109,7 @@ def _join(patience: float) -> None:
             raise ConfigError(
                 f"a cluster by hand needs all of {', '.join(names)} in the environment"
             )
+        print(f"process {index}: waiting for {count} processes at {address}", file=sys.stderr)
         jax.distributed.initialize(
             address, num_processes=int(count), process_id=int(index), **limits
         )
@@ -185,8 +189,7 @@ def first_process_does(action: Callable[[], None], what: str) -> None:
     error: Exception | None = None
     if run.index == 0:
         try:
-            with run.bounded(what):
-                action()
+            action()
         except Exception as caught:
             error = caught
     run.learn(what, error, ALONE_SECONDS)
@@ -194,10 +197,12 @@ def first_process_does(action: Callable[[], None], what: str) -> None:
         raise error
 
 
-def at(place: str) -> None:
-    """Remembers what this process is doing, for when nothing moves any more."""
-    if run := _current():
-        run.move(place)
+@contextlib.contextmanager
+def watching(place: str) -> Iterator[None]:
+    """Around what ends soon on every process: if all stay within such a block for too long, each tells where."""
+    run = _current()
+    with run.watching(place) if run else contextlib.nullcontext():
+        yield
 
 
 # ---------------------------------------------------------------------------------------------------------------------

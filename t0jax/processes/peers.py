@@ -19,9 +19,11 @@ BEAT_SECONDS = 2.0
 LOST_SECONDS = 45.0
 """A process that was silent for so long is lost."""
 
-_ROOT = "t0jax"
-_numbers = itertools.count(1)
-"""Of meetings and agreements, which all processes come to in the same order; a barrier's name is used once."""
+ALL = -1
+"""In the place of a process's number: what no single one of them has done."""
+
+_runs, _numbers = itertools.count(1), itertools.count(1)
+"""Of runs within this program, and of meetings; all processes come to them in the same order."""
 
 
 class ProcessError(UserError):
@@ -45,16 +47,16 @@ class Peers:
     patience: float
 
     def __post_init__(self) -> None:
+        self.root = f"t0jax/{next(_runs)}"
         self.done, self.failed = threading.Event(), threading.Event()
         self.names = [f"process {i} of {self.count}" for i in range(self.count)]
-        self.moves, self.place = 0, "starting"
-        self.limits = 0
-        """How many time limits of others' waiting cover what this process does."""
+        self.place, self.moves, self.watched = "starting", 0, False
+        self.polling, self.polls = threading.Lock(), 0
+        self.appointing = False
+        self.leave_at: int | None = None
+        """The poll at which all processes leave together, once one was told to."""
         self.heard = ["" for _ in self.names]
         self.silent = [0 for _ in self.names]
-        self.polling, self.polls = threading.Lock(), 0
-        self.leave_at: int | None = None
-        """The poll at which all processes leave together, once one was told to; 0 when they could not agree."""
         self.still, self.moved = 0, -1
         """Process 0 counts in beats, not seconds: a pause of its own is no silence of the others."""
 
@@ -68,41 +70,41 @@ class Peers:
             print(f"{own}: the coordinator is {self.names[0]}", file=sys.stderr, flush=True)
         threading.Thread(target=self._watch, name="processes", daemon=True).start()
 
-    def move(self, place: str) -> None:
-        self.moves, self.place = self.moves + 1, place
-
     @contextlib.contextmanager
-    def bounded(self, place: str) -> Iterator[None]:
-        """Something that the others wait for, or that waits for them, with a time limit of its own."""
-        self.move(place)
-        self.limits += 1
+    def watching(self, place: str) -> Iterator[None]:
+        """What must come to an end within the run's patience, on all processes or on none."""
+        self.place, self.moves, self.watched = place, self.moves + 1, True
         try:
             yield
         finally:
-            self.limits -= 1
+            self.moves, self.watched = self.moves + 1, False
 
     # -------------------------------------------------------------------------------- meetings
 
     def meet(self, what: str, patience: float) -> None:
         number = next(_numbers)
         self._set(f"meetings/{number}", what)
-        with self.bounded(what):
-            try:
-                self.client.wait_at_barrier(f"{_ROOT} meeting {number}", int(patience * 1000))
-            except jax.errors.JaxRuntimeError as error:
-                raise ProcessError(self._absent(number, what, patience)) from error
+        # Processes that have come to different places must not let each other pass: `what` is in the name.
+        barrier = f"{self.root} meeting {number}: {what}"
+        try:
+            self.client.wait_at_barrier(barrier, int(patience * 1000))
+        except jax.errors.JaxRuntimeError as error:
+            raise ProcessError(self._absent(number, what, patience)) from error
         if self.index == 0 and number > 2:  # all have left that meeting
-            self.client.key_value_delete(f"{_ROOT}/meetings/{number - 2}/")
+            self.client.key_value_delete(f"{self.root}/meetings/{number - 2}/")
 
     def _absent(self, number: int, what: str, patience: float) -> str:
         places = self._all(f"meetings/{number}")
-        absent = [i for i in range(self.count) if i not in places]
-        elsewhere = {i: place for i, place in places.items() if place != what}
-        who = ", ".join(self.names[i] for i in absent or elsewhere)
-        return (
-            f"{what}: {who or 'a process'} did not come within {patience:.0f} s (train.patience); its log says what it "
-            "is doing. Start all processes again to go on from the newest checkpoint"
-        )
+        absent = [self.names[i] for i in range(self.count) if i not in places]
+        astray = [f"{self.names[i]} is at {p!r}" for i, p in sorted(places.items()) if p != what]
+        limit = f"{patience:.0f} s" + (" (train.patience)" if patience == self.patience else "")
+        if absent:
+            why = f"{', '.join(absent)} did not come within {limit}; its log says what it is doing"
+        elif astray:
+            why = f"after {limit}, {', '.join(astray)} instead"
+        else:
+            why = f"the others had left: this process came later than {limit} after them"
+        return f"{what}: {why}. Start all processes again; a run goes on from its newest checkpoint"
 
     def learn(self, what: str, error: Exception | None, patience: float) -> None:
         """Meets; raises ProcessError where another process came with an error and this one with none."""
@@ -131,15 +133,17 @@ class Peers:
             return self.polls == self.leave_at
 
     def _appoint(self) -> None:
-        """Agrees on the next poll of the process that is furthest, while none can go on to another."""
-        with self.polling:
-            self.leave_at = 0
+        """Agrees on the poll after that of the process which is furthest; until all have told theirs, none polls."""
+        if self.leave_at is not None or not self._all("leaving"):
+            return
+        if not self.appointing:
+            self.polling.acquire()
+            self.appointing = True
             self._set("polls", str(self.polls))
-            with contextlib.suppress(
-                jax.errors.JaxRuntimeError
-            ):  # one is lost, which is told elsewhere
-                self.client.wait_at_barrier(f"{_ROOT} leaving", int(LOST_SECONDS * 1000))
-                self.leave_at = max(map(int, self._all("polls").values())) + 1
+        polls = self._all("polls")
+        if len(polls) == self.count:
+            self.leave_at = max(map(int, polls.values())) + 1
+            self.polling.release()
 
     # -------------------------------------------------------------------------------- failing
 
@@ -156,15 +160,18 @@ class Peers:
         self.failed.set()
 
     def _watch(self) -> None:
-        beat = 0
-        try:
-            while not self.done.wait(BEAT_SECONDS):
-                beat, limited = beat + 1, int(self.limits > 0)
-                self._set("beats", f"{beat} {self.moves} {limited} {self.place}")
+        beat, missed = 0, 0
+        while not self.done.wait(BEAT_SECONDS):
+            beat += 1
+            try:
+                self._set("beats", f"{beat} {self.moves} {int(self.watched)} {self.place}")
                 self._look()
-        except jax.errors.JaxRuntimeError as error:
-            if not self.done.is_set():
-                self._leave(f"{self.names[0]}, the coordinator, is gone ({_in_a_line(error)})")
+                missed = 0
+            except jax.errors.JaxRuntimeError as error:
+                missed += 1
+                if missed * BEAT_SECONDS > LOST_SECONDS and not self.done.is_set():
+                    why = f"cannot be reached: {_in_a_line(error)}"
+                    self._leave(f"{self.names[0]}, the coordinator, {why}")
 
     def _look(self) -> None:
         if self.failed.is_set():
@@ -173,13 +180,12 @@ class Peers:
             self._end()
         if self.index == 0:
             self._listen()
-        if self.leave_at is None and self._all("leaving"):
-            self._appoint()
         failed = self._all("failed")
         failed.pop(self.index, None)
         if failed and not self.failed.is_set():
-            first = min(failed)
-            self._leave(f"{self.names[first]} stopped: {failed[first]}")
+            whose = {i: "" if i == ALL else f"{self.names[i]} stopped: " for i in sorted(failed)}
+            self._leave("; ".join(f"{who}{failed[i]}" for i, who in whose.items()))
+        self._appoint()
 
     def _listen(self) -> None:
         """Process 0 tells all who has fallen silent, or that nothing has moved for too long."""
@@ -189,19 +195,19 @@ class Peers:
             self.silent[i], self.heard[i] = (self.silent[i] + 1 if same else 0), beats.get(i, "")
             if self.silent[i] * BEAT_SECONDS > LOST_SECONDS:
                 self._tell(i, f"silent for {LOST_SECONDS:.0f} s: killed, cut off or out of memory")
-        told = [beat.split(" ", 3)[1:] for beat in self.heard if beat]
+        told = [(beat or "0 0 0 starting").split(" ", 3)[1:] for beat in self.heard]
         moved = sum(int(moves) for moves, _, _ in told)
-        limited = any(int(limits) for _, limits, _ in told)
-        self.still = self.still + 1 if moved == self.moved and not limited else 0
+        watched = all(int(watched) for _, watched, _ in told)
+        self.still = self.still + 1 if moved == self.moved and watched else 0
         self.moved = moved
         if self.still * BEAT_SECONDS > self.patience:
-            places = "; ".join(f"{n}: {p}" for n, (_, _, p) in zip(self.names, told, strict=False))
-            self._leave(self._tell(0, f"nothing has moved for {self.patience:.0f} s: {places}"))
+            places = "; ".join(f"{n}: {p}" for n, (_, _, p) in zip(self.names, told, strict=True))
+            limit = f"{self.patience:.0f} s (train.patience)"
+            self._tell(ALL, f"nothing has moved for {limit}: {places}")
 
-    def _tell(self, index: int, why: str) -> str:
+    def _tell(self, index: int, why: str) -> None:
         """Says of a process what it cannot say itself; all others leave."""
-        self.client.key_value_set(f"{_ROOT}/failed/{index}", why, allow_overwrite=True)
-        return why
+        self.client.key_value_set(f"{self.root}/failed/{index}", why, allow_overwrite=True)
 
     # -------------------------------------------------------------------------------- ending
 
@@ -214,14 +220,13 @@ class Peers:
         """Ends the process now: its own shutdown would wait for those that are gone."""
         if self.index == 0:
             time.sleep(3 * BEAT_SECONDS)  # the others learn from the service that lives here
-        sys.stdout.flush()
         os._exit(1)
 
     def _set(self, key: str, value: str) -> None:
-        self.client.key_value_set(f"{_ROOT}/{key}/{self.index}", value, allow_overwrite=True)
+        self.client.key_value_set(f"{self.root}/{key}/{self.index}", value, allow_overwrite=True)
 
     def _all(self, key: str) -> dict[int, str]:
-        pairs = self.client.key_value_dir_get(f"{_ROOT}/{key}/")
+        pairs = self.client.key_value_dir_get(f"{self.root}/{key}/")
         return {int(name.rsplit("/", 1)[1]): value for name, value in pairs}
 
 
