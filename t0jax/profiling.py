@@ -98,7 +98,10 @@ class Profiler:
 
     def _start(self) -> None:
         metrics.note(f"profile: tracing steps {self.window[0]} to {self.window[-1]}")
-        jax.profiler.start_trace(self.folder)
+        options = jax.profiler.ProfileOptions()
+        # Calls of Python functions would fill the file and the time that writing it takes.
+        options.python_tracer_level = 0
+        jax.profiler.start_trace(self.folder, profiler_options=options)
         self._tracing = True
 
     def close(self) -> None:

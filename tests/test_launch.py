@@ -26,23 +26,53 @@ FILES = [SLURM, JOBSET, TPU_VM]
 
 WORKER = """#!/usr/bin/env bash
 echo "$(basename "$0") $*" >> calls
+echo "$T0JAX_CLUSTER" > cluster
 trap 'sleep 0.3; echo saved >> calls; exit 0' TERM
 [ ! -e fails ] || exit 3
 [ ! -e waits ] || { touch ready; while true; do sleep 0.1; done; }
 """
 """Saves and exits with 0 on SIGTERM; ends at once unless `waits` is there, with 3 if `fails` is."""
 
+SRUN = """#!/usr/bin/env bash
+echo "srun $*" >> calls
+while [[ "$1" == --* ]]; do shift; done
+trap 'kill -KILL "$task"' TERM
+"$@" &
+task=$!
+echo "$task" > task
+until wait "$task" || ! kill -0 "$task" 2> /dev/null; do :; done
+wait "$task"
+"""
+"""One task; SIGTERM to srun is SIGKILL to the task (`_srun_signal_mgr` in Slurm's src/srun/libsrun/srun_job.c)."""
+
+SCANCEL = """#!/usr/bin/env bash
+echo "scancel $*" >> calls
+kill -TERM "$(cat task)"
+"""
+"""With a signal it goes to the tasks of the job's steps."""
+
+GCLOUD = """#!/usr/bin/env bash
+echo "${*:1:7}" >> asked
+command="${*: -1}"
+command="${command#--command=}"
+command="${command//\\/dev\\/shm/$PWD}"
+bash -c "${command//\\/tmp\\/libtpu/$PWD\\/libtpu}"
+"""
+"""`ssh` to a host that is the folder gcloud is called in, with that folder for /dev/shm and /tmp."""
+
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder to start in: an empty virtual environment, and `python` and `srun` that are WORKER."""
+    """A folder to start in: an empty virtual environment, a `python` that is WORKER, and what clusters have."""
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
     (tmp_path / ".venv" / "bin" / "activate").touch()
     for name, body in {
         "python": WORKER,
-        "srun": WORKER,
+        "srun": SRUN,
+        "scancel": SCANCEL,
         "scontrol": 'echo "scontrol $*" >> calls\n',
-        "gcloud": 'printf "%s\\n" "$@" > "gcloud.$(date +%s%N)"\n',
+        "sudo": '"$@"\n',
+        "gcloud": GCLOUD,
     }.items():
         program = tmp_path / "bin" / name
         program.parent.mkdir(exist_ok=True)
@@ -51,21 +81,27 @@ def folder(tmp_path):
     return tmp_path
 
 
-def start(command, folder):
-    environment = {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "SLURM_JOB_ID": "77"}
+def start(command, folder, **environment):
+    path = f"{folder / 'bin'}:{os.environ['PATH']}"
+    environment = {"PATH": path, "SLURM_JOB_ID": "77", "WATCH": "1", **environment}
     return subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
 
 
-def run(command, folder, stop=False):
-    """(exit status, calls of the stand-ins); with `stop`, SIGTERM comes while the worker works."""
+def wait_for(path):
+    deadline = time.monotonic() + 60
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert path.exists()
+
+
+def run(command, folder, stop=None, **environment):
+    """(exit status, calls of the stand-ins); the signal `stop` comes while the worker works."""
     if stop:
         (folder / "waits").touch()
-    process = start(command, folder)
-    deadline = time.monotonic() + 60
-    while stop and not (folder / "ready").exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
+    process = start(command, folder, **environment)
     if stop:
-        process.send_signal(signal.SIGTERM)
+        wait_for(folder / "ready")
+        process.send_signal(stop)
     errors = process.communicate(timeout=60)[1]
     assert errors == ""
     return process.returncode, (folder / "calls").read_text().splitlines()
@@ -126,16 +162,24 @@ def test_xla_knows_the_gpu_flags():
         assert (subprocess.run(code, env=environment, capture_output=True).returncode == 0) is known
 
 
-def test_libtpu_knows_the_tpu_flags():
-    if importlib.util.find_spec("libtpu") is None:
-        pytest.skip("libtpu is not installed (pip install 'jax[tpu]')")
-    flags = {f for path in (JOBSET, TPU_VM) for f in re.findall(r"--xla_\w+=\w+", path.read_text())}
+def libtpu_takes(flags):
     code = (
         "from jax.experimental import topologies as t; "
         "print(len(t.get_topology_desc(platform='tpu', topology_name='v5e:4x4').devices))"
     )
-    environment = {**os.environ, "LIBTPU_INIT_ARGS": " ".join(flags), "TPU_SKIP_MDS_QUERY": "1"}
-    subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True)
+    environment = {**os.environ, "LIBTPU_INIT_ARGS": flags, "TPU_SKIP_MDS_QUERY": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
+    return done.returncode == 0
+
+
+def test_libtpu_knows_the_tpu_flags():
+    """libtpu ends a process whose LIBTPU_INIT_ARGS it does not know."""
+    if importlib.util.find_spec("libtpu") is None:
+        pytest.skip("libtpu is not installed (pip install 'jax[tpu]')")
+    flags = {f for path in (JOBSET, TPU_VM) for f in re.findall(r"--xla_\w+=\w+", path.read_text())}
+    assert flags
+    assert libtpu_takes(" ".join(flags))
+    assert not libtpu_takes("--xla_tpu_flag_of_another_year=true")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -144,24 +188,73 @@ def test_libtpu_knows_the_tpu_flags():
 
 def test_slurm_directives():
     directives = re.findall(r"^#SBATCH (.*)$", SLURM.read_text(), re.M)
-    assert {"--requeue", "--ntasks-per-node=1", "--signal=B:TERM@300"} <= set(directives)
+    assert {"--requeue", "--ntasks-per-node=1", "--signal=B:USR1@300"} <= set(directives)
     before = SLURM.read_text().split("#SBATCH")[-1]
     assert "#SBATCH" not in before  # sbatch reads none after the first command
 
 
 def test_slurm_job_is_put_back_when_its_time_is_up_and_the_run_has_saved(folder):
-    status, calls = run(SBATCH, folder, stop=True)
+    status, calls = run(SBATCH, folder, stop=signal.SIGUSR1, SLURM_CPUS_PER_TASK="24")
     assert status == 0
-    arguments = "python -m scripts.train --config configs/t0_3b.yaml --mesh.fsdp 16"
-    assert calls == [f"srun --kill-on-bad-exit=1 {arguments}", "saved", "scontrol requeue 77"]
+    python = "python -m scripts.train --config configs/t0_3b.yaml --mesh.fsdp 16"
+    assert calls == [
+        f"srun --kill-on-bad-exit=1 --cpus-per-task=24 {python}",
+        python,
+        "scancel --signal=TERM 77",
+        "saved",
+        "scontrol requeue 77",
+    ]
+
+
+def test_srun_that_gets_sigterm_kills_its_tasks(folder):
+    """The stand-in: what the script must not do."""
+    (folder / "waits").touch()
+    process = start([folder / "bin" / "srun", "python"], folder)
+    wait_for(folder / "ready")
+    process.terminate()
+    process.communicate(timeout=60)
+    assert process.returncode == 137
+    assert "saved" not in (folder / "calls").read_text()
+
+
+def test_slurm_job_that_is_told_to_stop_before_it_can_save_is_put_back(folder):
+    (folder / "bin" / "python").write_text("#!/usr/bin/env bash\ntouch ready; exec sleep 60\n")
+    process = start(SBATCH, folder)
+    wait_for(folder / "ready")
+    process.send_signal(signal.SIGUSR1)
+    process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert (folder / "calls").read_text().splitlines()[-1] == "scontrol requeue 77"
+
+
+def test_slurm_job_that_is_cancelled_waits_for_the_saving_and_is_not_put_back(folder):
+    """SLURM sends SIGTERM to the tasks, and to the script."""
+    (folder / "waits").touch()
+    process = start(SBATCH, folder)
+    wait_for(folder / "ready")
+    os.kill(int((folder / "task").read_text()), signal.SIGTERM)
+    process.terminate()
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert (folder / "calls").read_text().splitlines()[2:] == ["saved"]
 
 
 def test_slurm_job_that_ends_by_itself_is_not_put_back(folder):
     status, calls = run(SBATCH, folder)
-    assert (status, len(calls)) == (0, 1)
+    assert (status, len(calls)) == (0, 2)
     (folder / "fails").touch()
     status, calls = run(SBATCH, folder)
-    assert (status, len(calls)) == (3, 2)
+    assert (status, len(calls)) == (3, 4)
+
+
+def test_slurm_gives_all_gpus_to_a_process_that_is_alone_on_its_node(folder):
+    (folder / "bin" / "python").write_text(
+        '#!/usr/bin/env bash\necho "${JAX_LOCAL_DEVICE_IDS-none}" > calls\n'
+    )
+    assert run(SBATCH, folder, SLURM_GPUS_ON_NODE="4")[1] == ["0,1,2,3"]
+    alone = {"SLURM_NTASKS_PER_NODE": "1", "SLURM_GPUS_ON_NODE": "2"}
+    assert run(SBATCH, folder, **alone)[1] == ["0,1"]
+    assert run(SBATCH, folder, SLURM_NTASKS_PER_NODE="8")[1] == ["none"]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -202,8 +295,14 @@ def test_jobset_uses_every_chip_of_its_slice():
     assert f"--mesh.fsdp {chips} " in only["args"][0]
 
 
+def test_a_container_that_fills_its_node_is_killed_before_it_can_be_evicted():
+    """Evictions carry DisruptionTarget, which restarts without counting."""
+    limits = container()[0]["resources"]["limits"]
+    assert {"memory", "ephemeral-storage"} <= set(limits)
+
+
 def test_container_that_is_told_to_stop_saves_and_is_not_counted_as_finished(folder):
-    status, calls = run(jobset_command(), folder, stop=True)
+    status, calls = run(jobset_command(), folder, stop=signal.SIGTERM)
     assert (status, calls[1:]) == (143, ["saved"])
 
 
@@ -217,52 +316,87 @@ def test_container_that_ends_by_itself_keeps_its_status(folder):
 # TPU VM
 
 
-def asked(folder, *arguments):
-    """The arguments of every gcloud that `tpu_vm.sh NAME ZONE ...` started, in order."""
-    process = start(["bash", str(TPU_VM), "pod", "us-east5-a", *arguments], folder)
-    process.communicate(timeout=60)
-    found = [path.read_text() for path in sorted(folder.glob("gcloud.*"))]
-    return process.returncode, found
+def tpu_vm(folder, *arguments, **environment):
+    """(status, stderr) of `tpu_vm.sh NAME ZONE ...`, whose one host is this folder."""
+    command = ["bash", str(TPU_VM), "pod", "us-east5-a", *arguments]
+    process = start(command, folder, **environment)
+    errors = process.communicate(timeout=60)[1]
+    return process.returncode, errors
 
 
-def test_tpu_vm_starts_every_host_after_cleaning_it(folder):
-    status, (clean, begin) = asked(folder, "start", "--train.output_dir", "/shared/a run")
-    assert status == 0
-    for command in (clean, begin):
-        assert "pod\n--zone=us-east5-a\n--worker=all\n--command=" in command
-        subprocess.run(
-            ["bash", "-n"], input=command.partition("--command=")[2], text=True, check=True
-        )
-    assert "rm -f /tmp/libtpu_lockfile" in clean
-    assert r"scripts.train --train.output_dir /shared/a\ run" in begin
-    assert "T0JAX_CLUSTER=1" in begin
+@pytest.fixture
+def host(folder):
+    """The folder with the repository in it, as `install` leaves it; runs are over when the test is."""
+    shutil.copytree(folder, folder / "t0jax")
+    yield folder
+    tpu_vm(folder, "kill")
 
 
-def test_what_tpu_vm_starts_is_stopped_by_signal(folder):
-    """The commands for a host, run on this one: the process saves before `stop` returns."""
-    shutil.copytree(folder, folder / "t0jax", ignore=shutil.ignore_patterns("gcloud.*"))
-    (folder / "t0jax" / "waits").touch()
-    commands = [
-        text.partition("--command=")[2].replace("/dev/shm", str(folder))
-        for text in asked(folder, "start", "--mesh.fsdp", "16")[1][1:]
-    ]
-    commands += [
-        asked(folder, "stop")[1][-1].partition("--command=")[2].replace("/dev/shm", str(folder))
-    ]
-    begun = start(["bash", "-c", commands[0]], folder)
-    begun.communicate(timeout=60)
-    deadline = time.monotonic() + 60
-    while not (folder / "t0jax" / "ready").exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    start(["bash", "-c", commands[1]], folder).communicate(timeout=60)
-    assert (folder / "t0jax" / "calls").read_text().splitlines() == [
-        "python -m scripts.train --mesh.fsdp 16",
-        "saved",
-    ]
+def calls_of(host):
+    return (host / "t0jax" / "calls").read_text().splitlines()
+
+
+def test_tpu_vm_addresses_every_host_of_the_slice(host):
+    assert tpu_vm(host, "start", "--train.output_dir", "/shared/a run")[0] == 0
+    asked = (host / "asked").read_text().splitlines()
+    assert set(asked) == {"compute tpus tpu-vm ssh pod --zone=us-east5-a --worker=all"}
+    assert "python -m scripts.train --train.output_dir /shared/a run" in calls_of(host)
+    assert (host / "t0jax" / "cluster").read_text() == "1\n"
+
+
+def test_what_tpu_vm_starts_saves_before_stop_returns(host):
+    (host / "t0jax" / "waits").touch()
+    assert tpu_vm(host, "start", "--mesh.fsdp", "16") == (0, "")
+    wait_for(host / "t0jax" / "ready")
+    assert tpu_vm(host, "stop") == (0, "")
+    assert calls_of(host) == ["python -m scripts.train --mesh.fsdp 16", "saved"]
+    assert tpu_vm(host, "stop") == (0, "")  # says that nothing is running
+
+
+def test_tpu_vm_start_refuses_where_a_run_is_alive_and_clears_away_a_dead_one(host):
+    (host / "t0jax" / "waits").touch()
+    assert tpu_vm(host, "start")[0] == 0
+    (host / "libtpu_lockfile").touch()
+    status, errors = tpu_vm(host, "start")
+    assert status == 1
+    assert "running; give 'stop' first" in errors
+    assert (host / "libtpu_lockfile").exists()
+    assert len(calls_of(host)) == 1
+    assert tpu_vm(host, "kill")[0] == 0
+    assert tpu_vm(host, "start")[0] == 0
+    assert not (host / "libtpu_lockfile").exists()
+    assert calls_of(host) == ["python -m scripts.train"] * 2
+
+
+def test_tpu_vm_start_reports_a_run_that_dies_at_once(host):
+    (host / "t0jax" / "fails").touch()
+    (host / "t0jax" / "t0jax.log").write_text("error: no such recipe\n")
+    status, errors = tpu_vm(host, "start")
+    assert status == 3
+    assert "error: no such recipe" in errors
+    assert "over with status 3" in errors
+
+
+def test_tpu_vm_stop_does_not_wait_for_ever(host):
+    hung = "#!/usr/bin/env bash\ntrap '' TERM\nwhile true; do sleep 0.1; done\n"
+    (host / "bin" / "python").write_text(hung)
+    assert tpu_vm(host, "start")[0] == 0
+    status, errors = tpu_vm(host, "stop", PATIENCE="1")
+    assert status == 1
+    assert "still running after 1 s" in errors
+
+
+@pytest.mark.parametrize("url", ["https://me:token@example.org/t0jax", "https://token@x.org/a", ""])
+def test_tpu_vm_copies_no_password_to_the_hosts(folder, url):
+    status, errors = tpu_vm(folder, "install", REPOSITORY=url)
+    assert status == 2
+    assert "set REPOSITORY to one without a password" in errors
+    assert not (folder / "asked").exists()
 
 
 def test_tpu_vm_explains_itself_and_refuses_unknown_actions(folder):
-    assert asked(folder, "launch")[0] == 2
+    assert tpu_vm(folder, "launch")[0] == 2
     plain = subprocess.run(["bash", TPU_VM], capture_output=True, text=True)
     assert plain.returncode == 2
     assert "NAME ZONE start" in plain.stderr
+    assert "NAME ZONE kill" in plain.stderr

@@ -75,6 +75,7 @@ def test_a_trace_holds_the_windows_steps_and_their_programs_alone(tmp_path):
     assert annotated(found) == [10, 11, 12, 13, 14]
     runs = {stats["run_id"] for _, stats in found if "polynomial" in stats.get("hlo_module", "")}
     assert len(runs) == 5
+    assert not [name for name, _ in found if name.startswith("$")]  # "$file.py:9 function"
     np.testing.assert_array_equal(traced, run(range(0), tmp_path / "plain", steps=17))
     assert not (tmp_path / "plain").exists()
 
