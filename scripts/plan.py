@@ -1,6 +1,6 @@
 """Memory, time and cost before a chip is rented: `python -m scripts.plan --config R.yaml --topology v5p:4x4x4`.
 
-TPU topologies are compiled for, by the real compiler and without a TPU (`pip install 't0jax[plan]'`); GPUs (`h100:8`)
+TPU topologies are compiled for, by the real compiler and without a TPU (`pip install -e '.[plan]'`); GPUs (`h100:8`)
 are planned by arithmetic alone; `cpu:8` compiles for this machine. All keys of the configuration can be set too,
 e.g. `--mesh.fsdp 64 --train.grad_accumulation 2`; `--search` finds those that fit and are fastest.
 """

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import os
 import random
 import sys
@@ -297,7 +298,7 @@ def test_a_mesh_of_another_size_is_refused(sizes):
 
 
 def test_rows_that_do_not_divide_are_refused():
-    with pytest.raises(plan.PlanError, match="16 is not a multiple of 128"):
+    with pytest.raises(config.ConfigError, match="batch_size 16 .*set it to 128"):
         plan.make_plan(dataclasses.replace(TINY, mesh=config.Mesh(-1, 8, 1)), "h100:64")
 
 
@@ -325,8 +326,13 @@ class TorusChip:
     slice_index: int = 0
 
 
-def torus(*sides):
-    return [TorusChip(i, coords[::-1]) for i, coords in enumerate(np.ndindex(*sides))]
+def torus(*sides, number=0):
+    """Slice `number` of as many as one likes."""
+    first = number * math.prod(sides)
+    return [
+        TorusChip(first + i, coords[::-1], slice_index=number)
+        for i, coords in enumerate(np.ndindex(*sides))
+    ]
 
 
 @pytest.mark.parametrize("sizes", [(4, 16, 1), (2, 32, 1), (1, 8, 8), (-1, 2, 1)])
@@ -347,9 +353,41 @@ def test_a_torus_that_takes_no_such_mesh_is_named(monkeypatch):
         sharding.make_mesh(config.Mesh(2, 32, 1), torus(4, 4, 4))
 
 
+def two_slices():
+    """Two `v5e:4x4`; devices do not come sorted by slice."""
+    chips = [
+        dataclasses.replace(chip, device_kind="TPU v5 lite")
+        for number in range(2)
+        for chip in torus(4, 4, 1, number=number)
+    ]
+    return chips[::2] + chips[1::2]
+
+
+@pytest.mark.parametrize("sizes", [(2, 16, 1), (4, 2, 4), (-1, 4, 1)])
+def test_slices_follow_the_data_axis_and_no_other_axis_leaves_one(sizes):
+    mesh = sharding.make_mesh(config.Mesh(*sizes), two_slices())
+    assert set(mesh.devices.flat) == set(two_slices())
+    of = np.vectorize(lambda chip: chip.slice_index)(mesh.devices)
+    expected = np.repeat([0, 1], len(of) // 2)
+    np.testing.assert_array_equal(of, np.broadcast_to(expected[:, None, None], of.shape))
+
+
+@pytest.mark.parametrize("sizes", [(1, 32, 1), (1, 16, 2)])
+def test_a_mesh_whose_fsdp_would_leave_a_slice_is_refused(sizes):
+    with pytest.raises(config.ConfigError, match=r"data 1 is not .* 2 TPU slices.*--mesh.data 2"):
+        sharding.make_mesh(config.Mesh(*sizes), two_slices())
+
+
+def test_gpus_of_several_hosts_are_one_mesh_in_the_order_of_their_numbers():
+    """JAX gives every host a slice of its own, and `jax.make_mesh` refuses several."""
+    gpus = [TorusChip(i, (), "NVIDIA H200", "gpu", slice_index=i // 8) for i in range(16)]
+    mesh = sharding.make_mesh(config.Mesh(1, 16, 1), gpus[::-1])
+    assert mesh.devices.flatten().tolist() == gpus
+
+
 def test_missing_libtpu_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "libtpu", None)
-    with pytest.raises(plan.PlanError, match=r"pip install 't0jax\[plan\]'"):
+    with pytest.raises(plan.PlanError, match=r"pip install -e '\.\[plan\]'"):
         topology.devices(topology.parse("v5e:2x2"))
 
 

@@ -57,6 +57,9 @@ class Plan:
 
     @property
     def fits(self) -> bool:
+        """A compiler that knows the device's memory has the last word: it refuses what does not fit."""
+        if self.topology.compiles:
+            return self.memory.known
         return self.room is None or self.room >= 0
 
     @property
@@ -78,12 +81,14 @@ def make_plan(
         say: takes notes on what is going on.
 
     Raises:
-        PlanError: the topology, libtpu, or rows that do not divide.
-        ConfigError: the mesh is another number of devices.
+        PlanError: the topology or libtpu.
+        ConfigError: the mesh is another number of devices, or the rows do not divide.
     """
     place = _find(name)
     config = with_whole_mesh(programs.adopt_architecture(config), place)
-    programs.check(config, config.mesh.data * config.mesh.fsdp, job)
+    if job == "train":
+        mesh = analytic.abstract_mesh(*dataclasses.astuple(config.mesh))
+        sharding.check_rows(config.data.batch_size, config.train.grad_accumulation, mesh)
     if place.compiles:
         return _compiled_plan(config, place, job, price, say)
     return _analytic_plan(config, place, job, price)

@@ -53,7 +53,8 @@ class Chip:
     def clock(self) -> float:
         """Cycles/s of a TPU, to read the compiler's estimates: the peak over the products of a cycle; else 0.
 
-        1.05 GHz for v4, as its paper says (https://arxiv.org/abs/2304.01433); no source states the others'.
+        1.05 GHz for v4, as its paper says (https://arxiv.org/abs/2304.01433); no source states the others', and v6e's
+        rests on an inferred number of units (`CHIPS`).
         """
         number, side = self.units
         return self.flops / (2 * number * side**2) if self.flops and number else 0.0
@@ -66,14 +67,15 @@ CHIPS = {
     # TPUs: `hbm` is no page's but what libtpu 0.0.42.1 itself gives when it refuses a program. Links are half of the
     # pages' bidirectional bandwidth; v4's page has none: 6 links of 50 GB/s, from table 4 of the paper named above (and
     # its bisection of 24 TB/s over 512 links of 4,096 chips). v6e's page has four matrix units in one version and
-    # two in another; only four give a clock near v5p's.
+    # two in another; four are an inference, since only they give a clock near v5p's. Bandwidths are those of today's
+    # pages; older versions have 819e9 for v5e and 1640e9 for v6e.
     "v4": Chip(
         "TPU v4", 30.75 * GIB, 1200e9, 300e9, f"{_TPU}/v4", (8, 128), 3,
         settings=(("chip_config_name", "megacore"),),
     ),
-    "v5e": Chip("TPU v5 lite", 15.75 * GIB, 819e9, 200e9, f"{_TPU}/v5e", (4, 128), 2),
+    "v5e": Chip("TPU v5 lite", 15.75 * GIB, 800e9, 200e9, f"{_TPU}/v5e", (4, 128), 2),
     "v5p": Chip("TPU v5", 95.74 * GIB, 2765e9, 600e9, f"{_TPU}/v5p", (8, 128), 3),
-    "v6e": Chip("TPU v6 lite", 31.25 * GIB, 1638e9, 400e9, f"{_TPU}/v6e", (4, 256), 2),
+    "v6e": Chip("TPU v6 lite", 31.25 * GIB, 1600e9, 400e9, f"{_TPU}/v6e", (4, 256), 2),
     # GPUs: `hbm` is 0.9 of the capacity (XLA_PYTHON_CLIENT_MEM_FRACTION; JAX takes 0.75 unless told); links are half of
     # NVLink's bandwidth; beyond a host of 8, one 200 (A100) or 400 Gbit/s port a GPU, as NVIDIA's DGX have.
     "a100-40g": Chip(
@@ -179,7 +181,7 @@ def devices(topology: Topology) -> list[jax.Device]:
 def _tpu_devices(topology: Topology) -> list[jax.Device]:
     if importlib.util.find_spec("libtpu") is None:
         raise PlanError(
-            f"compiling for {topology.name} needs libtpu: pip install 't0jax[plan]' (no TPU is needed)"
+            f"compiling for {topology.name} needs libtpu: pip install -e '.[plan]' (no TPU is needed)"
         )
     # Nothing here is a TPU machine: its metadata server is not asked, and several plans may run side by side.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
