@@ -61,7 +61,18 @@ class Chip:
 
 
 _TPU = "https://docs.cloud.google.com/tpu/docs"
-_NVIDIA = "https://www.nvidia.com/en-us/data-center"
+_GPU_SHARE = 0.92
+GPU_MEMORY = f"XLA_PYTHON_CLIENT_MEM_FRACTION={_GPU_SHARE}"
+"""What a GPU's plan takes as set; JAX leaves a quarter of the memory alone unless told."""
+
+
+def _gpu(
+    kind: str, memory: float, bandwidth: float, links: float, page: str, network: float
+) -> Chip:
+    source = f"https://www.nvidia.com/en-us/data-center/{page}"
+    name = f"NVIDIA {kind}"
+    return Chip(name, _GPU_SHARE * memory, bandwidth, links, source, host=8, network=network)
+
 
 CHIPS = {
     # TPUs: `hbm` is no page's but what libtpu 0.0.42.1 itself gives when it refuses a program. Links are half of the
@@ -76,19 +87,15 @@ CHIPS = {
     "v5e": Chip("TPU v5 lite", 15.75 * GIB, 800e9, 200e9, f"{_TPU}/v5e", (4, 128), 2),
     "v5p": Chip("TPU v5", 95.74 * GIB, 2765e9, 600e9, f"{_TPU}/v5p", (8, 128), 3),
     "v6e": Chip("TPU v6 lite", 31.25 * GIB, 1600e9, 400e9, f"{_TPU}/v6e", (4, 256), 2),
-    # GPUs: `hbm` is 0.9 of the capacity (XLA_PYTHON_CLIENT_MEM_FRACTION; JAX takes 0.75 unless told); links are half of
-    # NVLink's bandwidth; beyond a host of 8, one 200 (A100) or 400 Gbit/s port a GPU, as NVIDIA's DGX have.
-    "a100-40g": Chip(
-        "NVIDIA A100-SXM4-40GB", 36e9, 1555e9, 300e9, f"{_NVIDIA}/a100", host=8, network=25e9
-    ),
-    "a100-80g": Chip(
-        "NVIDIA A100-SXM4-80GB", 72e9, 2039e9, 300e9, f"{_NVIDIA}/a100", host=8, network=25e9
-    ),
-    "h100": Chip(
-        "NVIDIA H100 80GB HBM3", 72e9, 3350e9, 450e9, f"{_NVIDIA}/h100", host=8, network=50e9
-    ),
-    "h200": Chip("NVIDIA H200", 126.9e9, 4800e9, 450e9, f"{_NVIDIA}/h200", host=8, network=50e9),
-    "b200": Chip("NVIDIA B200", 162e9, 8000e9, 900e9, f"{_NVIDIA}/dgx-b200", host=8, network=50e9),
+    # GPUs: `hbm` is a share (`GPU_MEMORY`) of what CUDA gives a process, which no page states: an H100 has 79.1 GiB
+    # (https://github.com/vllm-project/vllm/issues/27508), an H200 about 139; the A100 are put at a GiB less than
+    # their names say, B200 at its page's 180e9 bytes. Links are half of NVLink's bandwidth; beyond a host of 8, one 200
+    # (A100) or 400 Gbit/s port a GPU, as NVIDIA's DGX have.
+    "a100-40g": _gpu("A100-SXM4-40GB", 39 * GIB, 1555e9, 300e9, "a100", 25e9),
+    "a100-80g": _gpu("A100-SXM4-80GB", 79 * GIB, 2039e9, 300e9, "a100", 25e9),
+    "h100": _gpu("H100 80GB HBM3", 79.1 * GIB, 3350e9, 450e9, "h100", 50e9),
+    "h200": _gpu("H200", 139 * GIB, 4800e9, 450e9, "h200", 50e9),
+    "b200": _gpu("B200", 180e9, 8000e9, 900e9, "dgx-b200", 50e9),
     "cpu": Chip("cpu", 0.0, 0.0, 0.0, "this machine"),
 }  # fmt: skip
 """By the first part of a topology's name; pages as of 21 November 2026."""
@@ -117,9 +124,13 @@ class Topology:
         return math.prod(self.shape)
 
     @property
+    def is_tpu(self) -> bool:
+        return bool(self.chip.dimensions)
+
+    @property
     def compiles(self) -> bool:
         """Whether a compiler for it is at hand; GPUs are planned by arithmetic alone."""
-        return bool(self.chip.dimensions) or self.chip.kind == "cpu"
+        return self.is_tpu or self.chip.kind == "cpu"
 
 
 def parse(name: str) -> Topology:
