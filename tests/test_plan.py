@@ -52,6 +52,7 @@ def test_the_real_step_is_compiled_and_nothing_is_allocated():
     assert made.memory.arguments == pytest.approx(analytic_memory(TINY).arguments, rel=0.02)
     assert made.memory.shared == pytest.approx(made.memory.outputs, rel=0.01)  # donated
     assert made.memory.temporary > 0
+    assert made.memory.peak == made.memory.total > made.memory.temporary
     assert made.unknown_loops == 0
     assert {"all-gather", "all-reduce"} <= made.sent.keys()
     assert "DOES NOT" not in plan.table(made)
