@@ -61,6 +61,6 @@ setup(
         "cache": CACHE,
         "metrics": METRICS,
         "wandb": ["wandb>=0.22"],
-        "plan": ["libtpu"],
+        "plan": ["jax[tpu]>=0.10.2"],  # libtpu of a version that fits
     },
 )

@@ -1,10 +1,11 @@
 """Memory, time and cost before a chip is rented: `python -m scripts.plan --config R.yaml --topology v5p:4x4x4`.
 
-TPU topologies are compiled for, by the real compiler and without a TPU (`pip install 't0jax[plan]'`); GPUs (`h100:8`)
+TPU topologies are compiled for, by the real compiler and without a TPU (`pip install -e '.[plan]'`); GPUs (`h100:8`)
 are planned by arithmetic alone; `cpu:8` compiles for this machine. All keys of the configuration can be set too,
 e.g. `--mesh.fsdp 64 --train.grad_accumulation 2`; `--search` finds those that fit and are fastest.
 """
 
+import argparse
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -32,10 +33,9 @@ NO_TPU_HERE = {
 
 
 def main(argv: Sequence[str]) -> int:
-    """Prints the plan, or with `--search` the fastest ones; 1 where the plan does not fit."""
+    """Prints the plan, or with `--search` the fastest ones; 1 where it (or the first of them) does not fit."""
     settings, options = config.parse(argv, __doc__ or "", **OPTIONS)
-    if not options.topology:
-        raise ConfigError("no topology: give --topology NAME, e.g. v5p:4x4x4, v5e:4x4 or h100:8")
+    _check(options)
     # Before JAX starts: a plan computes nothing, so it leaves a GPU or TPU of this machine alone.
     os.environ["JAX_PLATFORMS"] = "cpu"
     for variable, value in NO_TPU_HERE.items():
@@ -55,7 +55,16 @@ def main(argv: Sequence[str]) -> int:
         settings, options.topology, wanted=options.wanted, limit=options.limit, **common
     )
     print(f"{plan.ranking(found)}\n\n1.\n{plan.table(found[0])}")
-    return 0
+    return 0 if found[0].fits else 1
+
+
+def _check(options: argparse.Namespace) -> None:
+    if not options.topology:
+        raise ConfigError("no topology: give --topology NAME, e.g. v5p:4x4x4, v5e:4x4 or h100:8")
+    for name, least in (("wanted", 1), ("limit", 1), ("price", 0)):
+        value = getattr(options, name)
+        if value is not None and value < least:
+            raise ConfigError(f"--{name} {value} is too small; give {least} or more")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 from t0jax import config as config_lib
 from t0jax.config import ConfigError
@@ -60,7 +60,7 @@ def make_mesh(
     """The (data, fsdp, model) mesh over `devices` (all of them by default).
 
     Raises:
-        ConfigError: the axes do not multiply to the number of devices, or cannot be laid on a TPU's torus.
+        ConfigError: the axes do not multiply to the number of devices, or cannot be laid on TPU slices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = [config.data, config.fsdp, config.model]
@@ -78,15 +78,28 @@ def make_mesh(
             f"devices, there are {len(devices)}; set mesh.data to -1 and the others so that they divide that number"
         )
     types = (AxisType.Auto,) * 3
-    try:
-        return jax.make_mesh(sizes, MESH_AXES, axis_types=types, devices=devices)
-    except NotImplementedError:
-        return jax.sharding.Mesh(_cut_torus(sizes, devices), MESH_AXES, axis_types=types)
+    return jax.sharding.Mesh(_arranged(sizes, devices), MESH_AXES, axis_types=types)
 
 
-def _cut_torus(sizes: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarray:
-    """An order of a TPU's chips for axes that are no products of its torus's sides, e.g. 32 of 4x4x4: sides are cut."""
+def _arranged(sizes: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarray:
+    """The devices with neighbours on the last axis first; TPU slices, which a slower network joins, follow `data`.
+
+    Axes that are no products of whole sides of a TPU's torus, e.g. 32 of 4x4x4, cut sides.
+    """
+    data, *inner = sizes
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1 or devices[0].platform != "tpu":
+        slices = 1
+    elif data % slices:
+        raise ConfigError(
+            f"mesh.data {data} is not a multiple of the {slices} TPU slices, and fsdp and model cannot cross from one "
+            f"to another; set --mesh.data {slices} or a multiple of it"
+        )
     try:
+        if slices > 1:
+            return mesh_utils.create_hybrid_device_mesh(
+                (data // slices, *inner), (slices, 1, 1), devices, allow_split_physical_axes=True
+            )
         return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
     except NotImplementedError as error:
         raise ConfigError(
@@ -136,12 +149,12 @@ def batch_sharding(mesh: jax.sharding.Mesh, leading: int = 0) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*[None] * leading, AXES["batch"]))
 
 
-def row_ways(mesh: jax.sharding.Mesh) -> int:
+def row_ways(mesh: jax.sharding.Mesh | AbstractMesh) -> int:
     """Over how many devices the rows of a batch are cut."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
-def check_rows(batch_size: int, parts: int, mesh: jax.sharding.Mesh) -> None:
+def check_rows(batch_size: int, parts: int, mesh: jax.sharding.Mesh | AbstractMesh) -> None:
     """Refuses a batch that `parts` micro-batches and the devices which hold rows do not divide.
 
     Args:

@@ -1,5 +1,7 @@
 """Meshes, placement and prefetching on eight fake devices."""
 
+import dataclasses
+import math
 from types import SimpleNamespace
 
 import jax
@@ -133,3 +135,75 @@ def test_a_mesh_that_cuts_rows_across_processes_is_refused_on_all_of_them(monkey
         monkeypatch.setattr(jax, "process_index", lambda process=process: process)
         with pytest.raises(ConfigError, match="unevenly over 3 processes of 2 devices"):
             sharding.process_slice(pretended((2, 1, 3), 2))
+
+
+@dataclasses.dataclass(frozen=True)
+class TorusChip:
+    """A TPU device, as far as a mesh looks at it."""
+
+    id: int
+    coords: tuple[int, ...]
+    device_kind: str = "TPU v4"
+    platform: str = "tpu"
+    core_on_chip: int = 0
+    process_index: int = 0
+    slice_index: int = 0
+
+
+def torus(*sides, number=0):
+    """Slice `number` of as many as one likes."""
+    first = number * math.prod(sides)
+    return [
+        TorusChip(first + i, coords[::-1], slice_index=number)
+        for i, coords in enumerate(np.ndindex(*sides))
+    ]
+
+
+@pytest.mark.parametrize("sizes", [(4, 16, 1), (2, 32, 1), (1, 8, 8), (-1, 2, 1)])
+def test_any_factors_of_a_torus_are_a_mesh(sizes):
+    chips = torus(4, 4, 4)
+    mesh = sharding.make_mesh(config.Mesh(*sizes), chips)
+    assert all(n in (have, -1) for n, have in zip(sizes, mesh.devices.shape, strict=True))
+    assert set(mesh.devices.flat) == set(chips)
+
+
+def test_a_torus_that_takes_no_such_mesh_is_named(monkeypatch):
+    def refuse(*_, **__):
+        raise NotImplementedError("Failed to find assignment")
+
+    monkeypatch.setattr("jax.experimental.mesh_utils.create_device_mesh", refuse)
+    message = r"'fsdp': 32.*these 64 TPU v4 chips.*products of whole sides"
+    with pytest.raises(config.ConfigError, match=message):
+        sharding.make_mesh(config.Mesh(2, 32, 1), torus(4, 4, 4))
+
+
+def two_slices():
+    """Two `v5e:4x4`; devices do not come sorted by slice."""
+    chips = [
+        dataclasses.replace(chip, device_kind="TPU v5 lite")
+        for number in range(2)
+        for chip in torus(4, 4, 1, number=number)
+    ]
+    return chips[::2] + chips[1::2]
+
+
+@pytest.mark.parametrize("sizes", [(2, 16, 1), (4, 2, 4), (-1, 4, 1)])
+def test_slices_follow_the_data_axis_and_no_other_axis_leaves_one(sizes):
+    mesh = sharding.make_mesh(config.Mesh(*sizes), two_slices())
+    assert set(mesh.devices.flat) == set(two_slices())
+    of = np.vectorize(lambda chip: chip.slice_index)(mesh.devices)
+    expected = np.repeat([0, 1], len(of) // 2)
+    np.testing.assert_array_equal(of, np.broadcast_to(expected[:, None, None], of.shape))
+
+
+@pytest.mark.parametrize("sizes", [(1, 32, 1), (1, 16, 2)])
+def test_a_mesh_whose_fsdp_would_leave_a_slice_is_refused(sizes):
+    with pytest.raises(config.ConfigError, match=r"data 1 is not .* 2 TPU slices.*--mesh.data 2"):
+        sharding.make_mesh(config.Mesh(*sizes), two_slices())
+
+
+def test_gpus_of_several_hosts_are_one_mesh_in_the_order_of_their_numbers():
+    """JAX gives every host a slice of its own, and `jax.make_mesh` refuses several."""
+    gpus = [TorusChip(i, (), "NVIDIA H200", "gpu", slice_index=i // 8) for i in range(16)]
+    mesh = sharding.make_mesh(config.Mesh(1, 16, 1), gpus[::-1])
+    assert mesh.devices.flatten().tolist() == gpus

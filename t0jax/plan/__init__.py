@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -47,7 +48,7 @@ class Plan:
     times: Times | None
     recipe: Recipe | None
     compile_seconds: tuple[float, float] | None
-    """By the clock and of all cores together; None where all is arithmetic."""
+    """By the clock and of all cores together; None where all is arithmetic (GPUs)."""
     unknown_loops: int = 0
 
     @property
@@ -57,6 +58,9 @@ class Plan:
 
     @property
     def fits(self) -> bool:
+        """A compiler that knows the device's memory has the last word: it refuses what does not fit."""
+        if self.topology.compiles:
+            return self.memory.known
         return self.room is None or self.room >= 0
 
     @property
@@ -78,12 +82,14 @@ def make_plan(
         say: takes notes on what is going on.
 
     Raises:
-        PlanError: the topology, libtpu, or rows that do not divide.
-        ConfigError: the mesh is another number of devices.
+        PlanError: the topology or libtpu.
+        ConfigError: the mesh is another number of devices, or the rows do not divide.
     """
     place = _find(name)
     config = with_whole_mesh(programs.adopt_architecture(config), place)
-    programs.check(config, config.mesh.data * config.mesh.fsdp, job)
+    if job == "train":
+        mesh = analytic.abstract_mesh(*dataclasses.astuple(config.mesh))
+        sharding.check_rows(config.data.batch_size, config.train.grad_accumulation, mesh)
     if place.compiles:
         return _compiled_plan(config, place, job, price, say)
     return _analytic_plan(config, place, job, price)
@@ -121,15 +127,17 @@ def _compiled_plan(
     say(f"compiling for {place.name}: {settings_line(config, job)}")
     one = compiled.compile_program(programs.lower(config, mesh, job))
     took = (one.seconds, one.cpu_seconds)
+    # The CPU's compiler leaves temporary arrays out of its peak.
+    memory = one.memory if place.is_tpu else dataclasses.replace(one.memory, live=0.0)
     traffic = one.traffic
     work = analytic.work(config, sharding.row_ways(mesh), job)
     if traffic is None:
-        return Plan(config, place, job, work, one.memory, {}, 0.0, None, None, took)
+        return Plan(config, place, job, work, memory, {}, 0.0, None, None, took)
     times = roofline.times(
         place, work, traffic.memory_bytes, sum(traffic.sent().values()), traffic.cycles
     )
     return Plan(
-        config, place, job, work, one.memory, traffic.sent(), traffic.memory_bytes, times,
+        config, place, job, work, memory, traffic.sent(), traffic.memory_bytes, times,
         _recipe(config, place, work, job, times, price), took, traffic.unknown_loops,
     )  # fmt: skip
 
@@ -166,7 +174,7 @@ def find_settings(
 ) -> list[Plan]:
     """Plans with other settings, ranked: meshes x `model.remat` x `train.grad_accumulation`.
 
-    Settings that cannot fit by arithmetic are not compiled; the others are in the order of their speed by arithmetic.
+    Settings that cannot fit by arithmetic are not compiled; the others are tried in the order of `search.candidates`.
 
     Args:
         config: the recipe; its mesh, remat and grad_accumulation are replaced.
@@ -178,10 +186,10 @@ def find_settings(
         say: takes notes on what is going on.
 
     Returns:
-        Those that fit, fastest first, then those that were compiled in vain.
+        Those that fit, fastest first, then those that were compiled in vain; one at least.
 
     Raises:
-        PlanError: nothing fits.
+        PlanError: nothing fits by arithmetic, the compiler refuses everything, or the device's speed is unknown.
     """
     place = _find(name)
     config = programs.adopt_architecture(config)
@@ -195,11 +203,12 @@ def find_settings(
 
     most = min(limit, len(ordered)) if place.compiles else wanted
     found = search.try_in_order(ordered, measure, wanted=wanted, limit=most, say=say)
-    if not any(plan.fits for plan in found):
-        raise PlanError(
-            f"none of the {len(found)} settings tried of {len(ordered)} fits {place.name}; take more chips, or try "
-            f"more: --limit {2 * limit}"
-        )
+    if not found:
+        raise PlanError(f"the compiler refuses all {most} settings tried for {place.name}")
+    if not found[0].fits:
+        more = f", or try more of the {len(ordered)}: --limit {2 * limit}"
+        more = more if len(ordered) > most else ""
+        say(f"none of the {len(found)} settings tried fits {place.name}: take more chips{more}")
     return found
 
 
@@ -212,9 +221,15 @@ def settings_line(config: Config, job: Job = "train") -> str:
 
 
 def table(plan: Plan) -> str:
-    """The plan as lines of `what  value`, per device where not said otherwise."""
-    rows = [*_head(plan), *_memory(plan), *_work(plan), *_times(plan), *_recipe_rows(plan)]
-    return "\n".join(f"{name:<22}{value}" for name, value in rows)
+    """The plan as lines of `what  value`: the job, what each device does, what all do together."""
+    each, together = [*_memory(plan), *_work(plan)], [*_times(plan), *_recipe_rows(plan)]
+    rows = [*_head(plan), ("each device:", ""), *_indented(each)]
+    rows += [("all devices:", ""), *_indented(together)] if together else []
+    return "\n".join(f"{name:<22}{value}".rstrip() for name, value in rows)
+
+
+def _indented(rows: "Rows") -> "Rows":
+    return [(f"  {name}", value) for name, value in rows]
 
 
 def ranking(plans: Sequence[Plan]) -> str:
@@ -241,32 +256,44 @@ Rows = list[tuple[str, str]]
 
 def _head(plan: Plan) -> Rows:
     place, one = plan.topology, plan.work
-    how = "arithmetic alone: no compiler for it is at hand, and nothing was compiled"
-    if plan.compile_seconds is not None:
-        how = "compiled in {:.0f} s ({:.0f} s of CPU)".format(*plan.compile_seconds)
     tokens = f"{one.rows * one.inputs:,} + {one.rows * one.targets:,} tokens, padding included"
     what = "a step" if plan.job == "train" else "micro-batch"
     return [
         ("topology", f"{place.name}: {place.count} x {place.chip.kind}"),
-        ("figures", how),
+        ("figures", _origin(plan)),
         ("settings", settings_line(plan.config, plan.job)),
         (what, f"{one.rows:,} rows of {one.inputs} + {one.targets}: {tokens}"),
     ]
 
 
+def _origin(plan: Plan) -> str:
+    """Where the figures come from, with what they take for granted."""
+    flags = os.environ.get("LIBTPU_INIT_ARGS")
+    if plan.compile_seconds is not None:
+        how = "compiled in {:.0f} s ({:.0f} s of CPU)".format(*plan.compile_seconds)
+        return how + (f" with LIBTPU_INIT_ARGS={flags}" if flags and plan.topology.is_tpu else "")
+    how = f"arithmetic alone, nothing was compiled; memory with {topology.GPU_MEMORY}"
+    speed = "; float32 as if at bfloat16's peak" if plan.config.model.dtype == "float32" else ""
+    return how + speed
+
+
 def _memory(plan: Plan) -> Rows:
     one = plan.memory
-    rows = [("peak memory", _bytes(one.peak) + _verdict(plan))]
+    peak = ("peak memory", _bytes(one.peak) + _verdict(plan))
     if not one.known:
-        return rows
+        return [peak]
     outputs = f"{_bytes(one.outputs)}, {_bytes(one.shared)} of them in the place of arguments"
-    parts = [("arguments", _bytes(one.arguments)), ("outputs", outputs)]
-    parts += [("temporary", _bytes(one.temporary))]
-    parts += [("program", _bytes(one.code))] if one.code else []
-    if plan.compile_seconds and plan.topology.chip.hbm:
-        word = "" if plan.fits else ": the compiler accepts it, the sum of the parts is too much"
-        rows += [("of it alive at once", _bytes(one.live) + word)]
-    return parts + rows
+    rows = [("arguments", _bytes(one.arguments)), ("outputs", outputs)]
+    rows += [("temporary", _bytes(one.temporary))]
+    rows += [("program", _bytes(one.code))] if one.code else []
+    return [*rows, ("sum of parts", _bytes(one.total) + _excess(plan)), peak]
+
+
+def _excess(plan: Plan) -> str:
+    hbm = plan.topology.chip.hbm
+    if not plan.fits or not hbm or plan.memory.total <= hbm:
+        return ""
+    return f": {plan.memory.total / hbm - 1:.0%} over, but the compiler accepts it"
 
 
 def _verdict(plan: Plan) -> str:
@@ -304,7 +331,7 @@ def _times(plan: Plan) -> Rows:
     share = roofline.mfu(plan.topology, plan.work, one.predicted)
     best = roofline.mfu(plan.topology, plan.work, one.roofline)
     rows += [("predicted time", f"{_seconds(one.predicted)}, {one.bound}")]
-    rows += [("MFU", f"{share:.1%} (roofline {best:.1%})")]
+    rows += [("predicted MFU", f"{share:.1%} (roofline {best:.1%})")]
     rows += [("tokens/s", f"{plan.work.tokens / one.predicted:,.0f}, padding included")]
     return rows
 
@@ -314,8 +341,22 @@ def _recipe_rows(plan: Plan) -> Rows:
     if one is None:
         return []
     what = f"{plan.config.train.steps:,} steps" if plan.job == "train" else f"{ROWS:,} rows"
-    text = f"{metrics.clock(one.hours * 3600)} for {what} alone, {one.chip_hours:,.1f} chip-hours"
-    return [("recipe", text)] + ([("cost", f"{one.cost:,.2f}")] if one.cost is not None else [])
+    text = f"{metrics.clock(one.hours * 3600)}, {one.chip_hours:,.1f} chip-hours"
+    rows = [(what, text)] + ([("their cost", f"{one.cost:,.2f}")] if one.cost is not None else [])
+    return rows + _evaluations(plan)
+
+
+def _evaluations(plan: Plan) -> Rows:
+    """How often a run evaluates and what a thousand inputs take; how many there are, only the data say."""
+    settings, mixture = plan.config.train, plan.config.data.eval_mixture
+    if plan.job != "train" or not mixture:
+        return []
+    count = -(-settings.steps // settings.eval_every) if settings.eval_every else 1
+    ways = plan.config.mesh.data * plan.config.mesh.fsdp
+    scored = analytic.work(plan.config, ways, "evaluate")
+    seconds = search.estimate(plan.config, plan.topology, "evaluate").predicted
+    text = f"{count} of {mixture} are not in it: by arithmetic {_seconds(1000 * seconds / scored.rows)}"
+    return [("evaluations", f"{text} for 1,000 inputs of {scored.inputs} + {scored.targets}")]
 
 
 def _amount(value: float) -> str:

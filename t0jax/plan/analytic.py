@@ -1,7 +1,8 @@
 """What a job takes by arithmetic alone: for GPUs, whose compiler is not at hand, and to leave out hopeless settings.
 
 Shapes as in `metrics.forward_flops`: S inputs, T targets, D d_model, HK num_heads x d_kv, F d_ff, L layers.
-Memory and traffic are within a third of what libtpu compiled for T5 xl and xxl (`tests/test_plan.py`).
+Memory and traffic of training T5 xl and xxl with `model.remat full` are within a third of what libtpu compiled, memory
+of scoring within a fifth (`tests/test_plan.py`); other settings and GPUs were not compared.
 """
 
 import dataclasses
@@ -82,16 +83,14 @@ def memory(config: Config, mesh: AbstractMesh, job: Job) -> Memory:
     params, moments = _state_bytes(config, mesh)
     one = work(config, ways, job)
     if job == "evaluate":
-        rows = one.rows / ways
-        alive = _layer_bytes(config.model, one.inputs, one.targets, mesh.shape["model"])
-        head = 3 * 4 * one.targets * config.model.vocab_size / mesh.shape["model"]
-        return Memory(params, 0, 0, rows * (max(alive) + head) + _gathered(config, mesh))
+        alive = _scored(config.model, one.inputs, one.targets) / mesh.shape["model"]
+        return Memory(params, 0, 0, one.rows / ways * alive + _gathered(config, mesh, job))
     state = params + moments
     gradients = params * (2 if config.train.grad_accumulation > 1 else 1)
     rows = one.rows / ways / config.train.grad_accumulation
     kept = rows * activations(config.model, one.inputs, one.targets, mesh.shape["model"])
     batch = 4 * (3 * one.inputs + 5 * one.targets) * one.rows / ways
-    return Memory(state + batch, state, state, gradients + kept + _gathered(config, mesh))
+    return Memory(state + batch, state, state, gradients + kept + _gathered(config, mesh, job))
 
 
 Leaf = tuple[tuple[int, ...], int, tuple[str | None, ...]]
@@ -139,12 +138,22 @@ def _layer_bytes(model: Model, inputs: int, targets: int, ways: int) -> tuple[fl
     item = _item(model)
     heads = model.num_heads * model.d_kv / ways
     wide = (3 if model.feed_forward_proj.startswith("gated") else 1) * model.d_ff / ways
-    # Scores in float32, their exponentials in float32 and the compute type.
-    score = (8 + item) * model.num_heads / ways
+    # Scores in float32, their exponentials in float32 and the compute type; cuDNN's kernel keeps none.
+    score = 0.0 if model.attention == "cudnn" else (8 + item) * model.num_heads / ways
     encoder = item * inputs * (4 * heads + 4 * model.d_model + wide) + score * inputs**2
     decoder = item * targets * (6 * heads + 6 * model.d_model + wide)
     decoder += 2 * item * inputs * heads + score * targets * (targets + inputs)
     return encoder, decoder
+
+
+def _scored(model: Model, inputs: int, targets: int) -> float:
+    """Bytes of one row of scoring at its highest: nothing is kept, so attention, feed-forward and head take turns."""
+    item, heads = _item(model), model.num_heads * model.d_kv
+    score = 0 if model.attention == "cudnn" else 4 * model.num_heads
+    attention = max(score * inputs**2, score * targets * (targets + inputs))
+    attention += item * inputs * (4 * heads + 2 * model.d_model)
+    wide = item * inputs * (3 * model.d_ff + 2 * model.d_model)
+    return max(attention, wide, 4 * targets * model.vocab_size)
 
 
 def activations(model: Model, inputs: int, targets: int, ways: int) -> float:
@@ -166,14 +175,15 @@ def activations(model: Model, inputs: int, targets: int, ways: int) -> float:
     return handed + item * products + working
 
 
-def _gathered(config: Config, mesh: AbstractMesh) -> float:
+def _gathered(config: Config, mesh: AbstractMesh, job: Job) -> float:
     """Two layers' weights and the head, whole, in the compute type, and float32 gradients of embedding and head."""
     if mesh.shape["fsdp"] == 1:
         return 0.0
     model = config.model
     table = model.d_model * model.vocab_size
     layer = 8 * model.d_model * model.num_heads * model.d_kv + 3 * model.d_model * model.d_ff
-    return (_item(model) * (2 * layer + table) + 8 * table) / mesh.shape["model"]
+    gradients = 8 * table if job == "train" else 0
+    return (_item(model) * (2 * layer + table) + gradients) / mesh.shape["model"]
 
 
 def sent(config: Config, mesh: AbstractMesh, job: Job) -> dict[str, float]:

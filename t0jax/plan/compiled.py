@@ -28,13 +28,17 @@ class Memory:
     needed: float = 0.0
     """That sum."""
     live: float = 0.0
-    """The compiler's own peak of what is alive at once, without the holes between arrays; 0 where it says none."""
+    """The compiler's own peak of what is alive at once; 0 where it says none."""
+
+    @property
+    def total(self) -> float:
+        """Sum of the parts; not all of them are alive at once, so that a device can do with less."""
+        return self.arguments + self.outputs - self.shared + self.temporary + self.code
 
     @property
     def peak(self) -> float:
-        if not self.known:
-            return self.needed
-        return self.arguments + self.outputs - self.shared + self.temporary + self.code
+        """What a device needs: by the compiler's word where there is one, else the sum."""
+        return (self.live or self.total) if self.known else self.needed
 
 
 @dataclass(frozen=True)

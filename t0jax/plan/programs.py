@@ -52,20 +52,6 @@ def adopt_architecture(config: Config) -> Config:
     return dataclasses.replace(config, model=config_lib.with_compute(own, config.model))
 
 
-def check(config: Config, ways: int, job: Job) -> None:
-    """Rows must divide over micro-batches and the `ways` devices that hold rows.
-
-    Raises:
-        PlanError: they do not.
-    """
-    parts = ways * config.train.grad_accumulation
-    if job == "train" and config.data.batch_size % parts:
-        raise PlanError(
-            f"data.batch_size {config.data.batch_size} is not a multiple of {parts} (mesh data x fsdp {ways}, "
-            f"train.grad_accumulation {config.train.grad_accumulation})"
-        )
-
-
 def lower(config: Config, mesh: jax.sharding.Mesh, job: Job) -> jax.stages.Lowered:
     """The program of `job` on `mesh`, traced for it; nothing is allocated."""
     return (_lower_step if job == "train" else _lower_scoring)(config, mesh)

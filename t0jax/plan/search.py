@@ -1,7 +1,9 @@
 """Which mesh, recomputation and micro-batch are the fastest of those that fit?"""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from t0jax import config as config_lib
@@ -26,39 +28,87 @@ Tried = TypeVar("Tried", bound=Measured)
 REMATS = ("none", "dots", "full")
 MARGIN = 1.3
 """Settings that would need this many times the memory by arithmetic are not compiled; arithmetic is within a third."""
+TIGHT = 1.2
+"""Settings that would not fit with this many times the memory of arithmetic are compiled after the others."""
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    config: Config
+    needed: float
+    """Bytes of a device, by arithmetic."""
+    seconds: float
+    """Of a row, by arithmetic."""
 
 
 def candidates(config: Config, topology: Topology, job: Job) -> list[Config]:
-    """Settings that divide and fit by arithmetic, fastest first; then near misses, if a compiler has the last word."""
-    found = []
-    margin = MARGIN if topology.compiles else 1.0
-    for one in _settings(config, topology, job):
-        mesh = analytic.abstract_mesh(one.mesh.data, one.mesh.fsdp, one.mesh.model)
-        needed = analytic.memory(one, mesh, job).peak
-        if needed > topology.chip.hbm * margin:
-            continue
-        seconds = estimate(one, topology, job).predicted
-        if job == "evaluate":  # the rows of a micro-batch differ from mesh to mesh
-            seconds /= analytic.work(one, one.mesh.data * one.mesh.fsdp, job).rows
-        found.append((needed > topology.chip.hbm, seconds, needed, one))
-    return [one for *_, one in sorted(found, key=lambda x: x[:3])]
+    """Settings that divide and fit by arithmetic, in the order in which to try them.
+
+    Where arithmetic has the last word: fastest first. Where a compiler has, which can try a few alone: the best mesh
+    of every (remat, grad_accumulation, mesh.model) before a second one, since neighbouring meshes differ little, and
+    near misses at the end.
+
+    Raises:
+        PlanError: nobody states how fast such a device is, or nothing fits.
+    """
+    if not topology.chip.flops:
+        raise PlanError(
+            f"{topology.name} has no stated speed to rank settings by; name a TPU or a GPU"
+        )
+    found = [_candidate(one, topology, job) for one in _settings(config, topology, job)]
+    room = topology.chip.hbm * (MARGIN if topology.compiles else 1.0)
+    fitting = sorted(
+        (one for one in found if one.needed <= room), key=lambda one: (one.seconds, one.needed)
+    )
+    if not fitting:
+        raise PlanError(_nothing_fits(config, topology, found))
+    if topology.compiles:
+        fitting = _varied(fitting, topology.chip.hbm)
+    return [one.config for one in fitting]
+
+
+def _candidate(config: Config, topology: Topology, job: Job) -> _Candidate:
+    sizes = config.mesh
+    mesh = analytic.abstract_mesh(sizes.data, sizes.fsdp, sizes.model)
+    seconds = estimate(config, topology, job).predicted
+    # The rows of a micro-batch of scoring differ from mesh to mesh.
+    rows = analytic.work(config, sizes.data * sizes.fsdp, job).rows
+    return _Candidate(config, analytic.memory(config, mesh, job).peak, seconds / rows)
+
+
+def _varied(ordered: Sequence[_Candidate], hbm: float) -> list[_Candidate]:
+    """Candidates, fastest first, so that those of one kind do not stand before all others."""
+    seen: Counter[tuple[bool, str, int, int]] = Counter()
+    ranked = []
+    for one in ordered:
+        tight, model = one.needed * TIGHT > hbm, one.config.mesh.model
+        kind = (tight, one.config.model.remat, one.config.train.grad_accumulation, model)
+        ranked.append((tight, seen[kind], one))
+        seen[kind] += 1
+    return [one for *_, one in sorted(ranked, key=lambda x: x[:2])]
+
+
+def _nothing_fits(config: Config, topology: Topology, found: Sequence[_Candidate]) -> str:
+    if not found:
+        return (
+            f"no mesh of {topology.count} devices divides data.batch_size {config.data.batch_size} and the model's "
+            "widths; take another number of chips"
+        )
+    smallest, have = min(one.needed for one in found) / 1e9, topology.chip.hbm / 1e9
+    return (
+        f"no mesh, model.remat or train.grad_accumulation fits {topology.name} by arithmetic: the smallest needs "
+        f"{smallest:.1f} of {have:.1f} GB; take more chips or larger ones"
+    )
 
 
 def estimate(config: Config, topology: Topology, job: Job) -> roofline.Times:
-    """By arithmetic alone.
-
-    Raises:
-        PlanError: nobody states how fast such a device is.
-    """
+    """By arithmetic alone, of a device whose speed is stated."""
     sizes = config.mesh
     mesh = analytic.abstract_mesh(sizes.data, sizes.fsdp, sizes.model)
     one = analytic.work(config, sizes.data * sizes.fsdp, job)
     moved = analytic.memory_traffic(config, mesh, job)
     times = roofline.times(topology, one, moved, _sent(config, topology, job))
-    if times is None:
-        raise PlanError(
-            f"{topology.name} has no stated speed to rank settings by; name a TPU or a GPU"
-        )
+    assert times is not None, topology.name
     return times
 
 

@@ -53,40 +53,49 @@ class Chip:
     def clock(self) -> float:
         """Cycles/s of a TPU, to read the compiler's estimates: the peak over the products of a cycle; else 0.
 
-        1.05 GHz for v4, as its paper says (https://arxiv.org/abs/2304.01433); no source states the others'.
+        1.05 GHz for v4, as its paper says (https://arxiv.org/abs/2304.01433); no source states the others', and v6e's
+        rests on an inferred number of units (`CHIPS`).
         """
         number, side = self.units
         return self.flops / (2 * number * side**2) if self.flops and number else 0.0
 
 
 _TPU = "https://docs.cloud.google.com/tpu/docs"
-_NVIDIA = "https://www.nvidia.com/en-us/data-center"
+_GPU_SHARE = 0.92
+GPU_MEMORY = f"XLA_PYTHON_CLIENT_MEM_FRACTION={_GPU_SHARE}"
+"""What a GPU's plan takes as set; JAX leaves a quarter of the memory alone unless told."""
+
+
+def _gpu(
+    kind: str, memory: float, bandwidth: float, links: float, page: str, network: float
+) -> Chip:
+    source = f"https://www.nvidia.com/en-us/data-center/{page}"
+    name = f"NVIDIA {kind}"
+    return Chip(name, _GPU_SHARE * memory, bandwidth, links, source, host=8, network=network)
+
 
 CHIPS = {
     # TPUs: `hbm` is no page's but what libtpu 0.0.42.1 itself gives when it refuses a program. Links are half of the
     # pages' bidirectional bandwidth; v4's page has none: 6 links of 50 GB/s, from table 4 of the paper named above (and
     # its bisection of 24 TB/s over 512 links of 4,096 chips). v6e's page has four matrix units in one version and
-    # two in another; only four give a clock near v5p's.
+    # two in another; four are an inference, since only they give a clock near v5p's. Bandwidths are those of today's
+    # pages; older versions have 819e9 for v5e and 1640e9 for v6e.
     "v4": Chip(
         "TPU v4", 30.75 * GIB, 1200e9, 300e9, f"{_TPU}/v4", (8, 128), 3,
         settings=(("chip_config_name", "megacore"),),
     ),
-    "v5e": Chip("TPU v5 lite", 15.75 * GIB, 819e9, 200e9, f"{_TPU}/v5e", (4, 128), 2),
+    "v5e": Chip("TPU v5 lite", 15.75 * GIB, 800e9, 200e9, f"{_TPU}/v5e", (4, 128), 2),
     "v5p": Chip("TPU v5", 95.74 * GIB, 2765e9, 600e9, f"{_TPU}/v5p", (8, 128), 3),
-    "v6e": Chip("TPU v6 lite", 31.25 * GIB, 1638e9, 400e9, f"{_TPU}/v6e", (4, 256), 2),
-    # GPUs: `hbm` is 0.9 of the capacity (XLA_PYTHON_CLIENT_MEM_FRACTION; JAX takes 0.75 unless told); links are half of
-    # NVLink's bandwidth; beyond a host of 8, one 200 (A100) or 400 Gbit/s port a GPU, as NVIDIA's DGX have.
-    "a100-40g": Chip(
-        "NVIDIA A100-SXM4-40GB", 36e9, 1555e9, 300e9, f"{_NVIDIA}/a100", host=8, network=25e9
-    ),
-    "a100-80g": Chip(
-        "NVIDIA A100-SXM4-80GB", 72e9, 2039e9, 300e9, f"{_NVIDIA}/a100", host=8, network=25e9
-    ),
-    "h100": Chip(
-        "NVIDIA H100 80GB HBM3", 72e9, 3350e9, 450e9, f"{_NVIDIA}/h100", host=8, network=50e9
-    ),
-    "h200": Chip("NVIDIA H200", 126.9e9, 4800e9, 450e9, f"{_NVIDIA}/h200", host=8, network=50e9),
-    "b200": Chip("NVIDIA B200", 162e9, 8000e9, 900e9, f"{_NVIDIA}/dgx-b200", host=8, network=50e9),
+    "v6e": Chip("TPU v6 lite", 31.25 * GIB, 1600e9, 400e9, f"{_TPU}/v6e", (4, 256), 2),
+    # GPUs: `hbm` is a share (`GPU_MEMORY`) of what CUDA gives a process, which no page states: an H100 has 79.1 GiB
+    # (https://github.com/vllm-project/vllm/issues/27508), an H200 about 139; the A100 are put at a GiB less than
+    # their names say, B200 at its page's 180e9 bytes. Links are half of NVLink's bandwidth; beyond a host of 8, one 200
+    # (A100) or 400 Gbit/s port a GPU, as NVIDIA's DGX have.
+    "a100-40g": _gpu("A100-SXM4-40GB", 39 * GIB, 1555e9, 300e9, "a100", 25e9),
+    "a100-80g": _gpu("A100-SXM4-80GB", 79 * GIB, 2039e9, 300e9, "a100", 25e9),
+    "h100": _gpu("H100 80GB HBM3", 79.1 * GIB, 3350e9, 450e9, "h100", 50e9),
+    "h200": _gpu("H200", 139 * GIB, 4800e9, 450e9, "h200", 50e9),
+    "b200": _gpu("B200", 180e9, 8000e9, 900e9, "dgx-b200", 50e9),
     "cpu": Chip("cpu", 0.0, 0.0, 0.0, "this machine"),
 }  # fmt: skip
 """By the first part of a topology's name; pages as of 21 November 2026."""
@@ -115,9 +124,13 @@ class Topology:
         return math.prod(self.shape)
 
     @property
+    def is_tpu(self) -> bool:
+        return bool(self.chip.dimensions)
+
+    @property
     def compiles(self) -> bool:
         """Whether a compiler for it is at hand; GPUs are planned by arithmetic alone."""
-        return bool(self.chip.dimensions) or self.chip.kind == "cpu"
+        return self.is_tpu or self.chip.kind == "cpu"
 
 
 def parse(name: str) -> Topology:
@@ -179,7 +192,7 @@ def devices(topology: Topology) -> list[jax.Device]:
 def _tpu_devices(topology: Topology) -> list[jax.Device]:
     if importlib.util.find_spec("libtpu") is None:
         raise PlanError(
-            f"compiling for {topology.name} needs libtpu: pip install 't0jax[plan]' (no TPU is needed)"
+            f"compiling for {topology.name} needs libtpu: pip install -e '.[plan]' (no TPU is needed)"
         )
     # Nothing here is a TPU machine: its metadata server is not asked, and several plans may run side by side.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
