@@ -208,7 +208,10 @@ def _job(options: argparse.Namespace) -> Callable[[], Any]:
     mesh = sharding.make_mesh(config.Mesh(**axes))
     where = sharding.param_shardings(network.axes, network.shapes, mesh)
     optimizer = optim.make_optimizer(settings.optimizer, settings.train.steps, network.axes)
-    run, folder = options.folder / f"run-{options.size}", options.folder / f"hf-{options.size}"
+    run, folder = (
+        options.folder / f"bench-run-{options.size}",
+        options.folder / f"hf-{options.size}",
+    )
 
     def load() -> models.Params:
         return convert.load_params(folder, network, where)

@@ -56,6 +56,7 @@ class Checkpoints:
         self._folder = (run_dir / STEPS_FOLDER).absolute()
         self._keep_last, self._keep_also = max(keep_last, 1), keep_also
         self._damaged: set[int] = set()
+        self._restored: set[int] = set()
         self._writing = 0
 
     @functools.cached_property
@@ -94,7 +95,8 @@ class Checkpoints:
         if "_orbax" in self.__dict__:
             found = [Entry(int(known.step), known.metrics) for known in self._orbax.checkpoints]
         else:
-            found = [_entry(self._folder, step) for step in reading.steps_in(self._folder)]
+            steps = self._restored.union(reading.steps_in(self._folder))
+            found = [_entry(self._folder, step) for step in steps]
         return sorted(
             (entry for entry in found if entry.step not in self._damaged), key=lambda e: e.step
         )
@@ -171,6 +173,7 @@ class Checkpoints:
         )
         if found is None:
             return None
+        self._restored = {found[0]}  # maybe listed by another process alone
         self._check_older(found[0])
         return found[1]
 
