@@ -93,7 +93,8 @@ class Checkpoints:
     def _seen(self) -> list[Entry]:
         """As this process sees them."""
         if "_orbax" in self.__dict__:
-            found = [Entry(int(known.step), known.metrics) for known in self._orbax.checkpoints]
+            known: Any = self._orbax.checkpoints
+            found = [Entry(int(entry.step), entry.metrics) for entry in known]
         else:
             steps = self._restored.union(reading.steps_in(self._folder))
             found = [_entry(self._folder, step) for step in steps]
