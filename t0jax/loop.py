@@ -185,7 +185,7 @@ class Loop:
     def score(self, state: State, preemption: Preemption) -> Results | None:
         """Scores `data.eval_mixture`; None without one, or when SIGTERM ended it.
 
-        The score counts for this step's checkpoint, if one is due: SIGTERM makes no more candidates for the best.
+        Only where a checkpoint is due does the score count for it: SIGTERM makes no more candidates for the best.
         """
         if self.evaluator is None:
             return None
@@ -194,8 +194,7 @@ class Loop:
             results = self.evaluator(state["params"], pause=preemption.check)
         except Preempted:
             return None
-        if self.saves:
-            self.history.add(self.step, results.mean_accuracy)
+        self.history.add(self.step, results.mean_accuracy, candidate=self.saves)
         if jax.process_index() == 0:
             print(results.table(), flush=True)
         for sink in self.sinks:

@@ -1,5 +1,6 @@
 """What a run reports: notes, throughput, model FLOPs and where log lines go."""
 
+import contextlib
 import hashlib
 import importlib.util
 import json
@@ -101,7 +102,9 @@ class JsonLines:
             ) from error
 
     def close(self) -> None:
-        self._file.close()
+        """What could not be written was raised by `write`; here it is tried once more, without a word."""
+        with contextlib.suppress(OSError):
+            self._file.close()
 
 
 def _step_of(line: str) -> float:

@@ -1,9 +1,11 @@
 """What is held while models are read, made and written: shard by shard and tensor by tensor, never a whole model."""
 
 import dataclasses
+import errno
 import json
 import os
-import socket
+import re
+import shutil
 import subprocess
 import sys
 import weakref
@@ -12,6 +14,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from clusters import finish, start
 from safetensors.numpy import load_file, save_file
 
 from t0jax import config as cfg
@@ -198,6 +201,67 @@ def test_an_export_holds_one_tensor(shape, network, params, export, tmp_path, mo
         assert (folder / file.name).read_bytes() == file.read_bytes()
 
 
+@pytest.fixture
+def earlier(export, tmp_path):
+    """An export that another is to take the place of, known by a file that only it has."""
+    folder = shutil.copytree(export, tmp_path / "hf")
+    (folder / "mine").write_text("")
+    return folder
+
+
+@pytest.mark.parametrize("refused", [1, 2])
+def test_the_earlier_export_stays_when_the_new_one_cannot_take_its_place(
+    earlier, params, monkeypatch, refused
+):
+    rename, calls = os.rename, []
+
+    def refuse(*paths):
+        calls.append(paths)
+        if len(calls) == refused:
+            raise OSError(errno.EIO, "Input/output error")
+        rename(*paths)
+
+    monkeypatch.setattr(os, "rename", refuse)
+    with pytest.raises(OSError, match="Input/output error"):
+        convert.save_params(params, MODEL, earlier)
+    assert (earlier / "mine").exists()
+    assert [path.name for path in earlier.parent.iterdir()] == ["hf"]
+
+
+@pytest.mark.parametrize("refusals", [(2, 3), (2,)], ids=["not moved back", "killed"])
+def test_an_earlier_export_that_was_moved_away_comes_back(earlier, params, monkeypatch, refusals):
+    """Killed between the two renames, or no rename works: the next export begins with what there was."""
+    rename, calls = os.rename, []
+
+    class Killed(BaseException):
+        pass
+
+    def refuse(*paths):
+        calls.append(paths)
+        if len(calls) in refusals:
+            raise Killed if len(refusals) == 1 else OSError(errno.EIO, "Input/output error")
+        rename(*paths)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", refuse)
+        if len(refusals) == 1:  # nothing more is done by a process that was killed
+            patch.setattr(writing, "_exchange", lambda new, old, out: refuse(out, old) or refuse())
+            patch.setattr(shutil, "rmtree", lambda *_, **__: None)
+        with pytest.raises((OSError, Killed)):
+            convert.save_params(params, MODEL, earlier)
+    assert not earlier.exists()
+    monkeypatch.setattr(writing, "_verify", lambda *_: pytest.fail("not now"))
+    with pytest.raises(pytest.fail.Exception):
+        convert.save_params(params, MODEL, earlier)
+    assert (earlier / "mine").exists()
+    monkeypatch.undo()
+    other = earlier.with_name(".hf.new-mine")
+    other.mkdir()
+    convert.save_params(params, MODEL, earlier)
+    assert not (earlier / "mine").exists()
+    assert {path.name for path in earlier.parent.iterdir()} == {"hf", other.name}
+
+
 # The real thing
 
 
@@ -226,49 +290,35 @@ def test_peak_of_a_real_import(processes, tmp_path):
 TWO_EXPORTS = """
 import sys
 import jax
-from t0jax import config, convert, models, sharding
+from t0jax import config, convert, models, processes, sharding
 from t0jax.convert import files
 
 def full_disk(*_):
     raise OSError(28, "No space left on device")
 
-sharding.start_cluster()
-network = models.build(config.Model(**eval(sys.argv[2])))
-mesh = sharding.make_mesh(config.Mesh(data=1, fsdp=-1))
-where = sharding.param_shardings(network.axes, network.shapes, mesh)
-params = jax.jit(network.init, out_shardings=where)(jax.random.key(0))
-convert.save_params(params, network.config, sys.argv[1])
-files.SafetensorsFile.write = full_disk
-try:
+with processes.cluster(patience=100):
+    network = models.build(config.Model(**eval(sys.argv[2])))
+    mesh = sharding.make_mesh(config.Mesh(data=1, fsdp=-1))
+    where = sharding.param_shardings(network.axes, network.shapes, mesh)
+    params = jax.jit(network.init, out_shardings=where)(jax.random.key(0))
     convert.save_params(params, network.config, sys.argv[1])
-except Exception as error:
-    print(type(error).__name__, error)
+    files.SafetensorsFile.write = full_disk
+    try:
+        convert.save_params(params, network.config, sys.argv[1])
+    except Exception as error:
+        print(type(error).__name__, error)
 """
 
 
 @pytest.mark.slow
 def test_two_processes_export_and_agree_on_an_error(export, tmp_path):
     """The same files as one process writes; a full disk on the first one ends both, and the export stays."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{listener.getsockname()[1]}"
-    command = [sys.executable, "-c", TWO_EXPORTS, str(tmp_path / "hf"), str(vars(MODEL))]
-    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "2", "JAX_COORDINATOR_ADDRESS": address}
-    started = [
-        subprocess.Popen(
-            command,
-            env=environment | {"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(index)},
-            cwd=Path(__file__).parents[1],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for index in range(2)
-    ]
-    outputs = [process.communicate(timeout=200)[0] for process in started]
-    assert [process.returncode for process in started] == [0, 0], outputs
-    assert "OSError [Errno 28] No space left on device" in outputs[0]
-    assert "ConfigError" in outputs[1]
-    assert "failed on the first process" in outputs[1]
+    arguments = ["-c", TWO_EXPORTS, str(tmp_path / "hf"), str(vars(MODEL))]
+    said = finish(start(arguments, 2, 2))
+    assert "OSError [Errno 28] No space left on device" in said[0]
+    assert re.search(
+        r"ProcessError .*failed on process 0 of 2 \(.*No space left on device", said[1]
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["hf"]
     for file in export.iterdir():
         assert (tmp_path / "hf" / file.name).read_bytes() == file.read_bytes()

@@ -111,6 +111,9 @@ print("restored", metadata["step"], values, "loaded", loaded, "left", second.ste
 second.save(6, found, {"step": 6}, wait=True)
 print("kept", second.steps())
 second.close()
+if index == 1:  # a directory cache that is older than all of them
+    reading.steps_in = lambda folder: []
+print("seen", Checkpoints(run_dir).steps())
 """
 
 
@@ -122,5 +125,6 @@ def test_what_one_process_cannot_read_none_uses(tmp_path, blind):
     for text in said:
         assert "restored 4 {4.0} loaded 4.0 left [4]" in text
         assert "kept [6]" in text
+        assert "seen [6]" in text
     assert f"process {blind}:" in said[0]
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["6", "8.damaged"]

@@ -1,6 +1,7 @@
 """Damage: what of a run folder is whole is used and kept, and a word is said about the rest."""
 
 import contextlib
+import errno
 import gc
 import resource
 import shutil
@@ -11,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
+from orbax.checkpoint import v1 as ocp
 
 from t0jax import checkpoint, config, metrics, models, sharding
-from t0jax.checkpoint import CheckpointError, Checkpoints
+from t0jax.checkpoint import CheckpointError, Checkpoints, Unavailable
 from t0jax.config import ConfigError
 from t0jax.evaluate.history import History
 
@@ -266,6 +268,58 @@ def test_scores_that_version_0_3_left_in_checkpoints_are_found(mesh, tmp_path):
     assert found == {1: None, 2: {"accuracy": 0.5}}
 
 
+NOT_NOW = {
+    "stale handle": OSError(errno.ESTALE, "Stale file handle"),
+    "too many files": OSError(errno.EMFILE, "Too many open files"),
+    "host memory": MemoryError(),
+    "device memory": jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 byte"),
+    "tensorstore": ValueError("FAILED_PRECONDITION: Error reading x: [OS error 13: EACCES]"),
+}  # fmt: skip
+
+
+def failing_once(action, error):
+    """`action`, which fails at its first call, as orbax wraps what it fails with."""
+    left = [error]
+
+    def act(*args):
+        if left:
+            raise ocp.errors.InvalidLayoutError("cannot load") from left.pop()
+        return action(*args)
+
+    return act
+
+
+@pytest.mark.parametrize("error", NOT_NOW.values(), ids=NOT_NOW)
+def test_a_whole_checkpoint_that_cannot_be_read_now_is_not_damaged(pair, mesh, monkeypatch, error):
+    """The run goes on from no older one: it stops, and the next start takes the newest."""
+    wanted, checkpoints = abstract(small(mesh)), Checkpoints(pair)
+    for name in ("load_checkpointables", "checkpointables_metadata"):
+        monkeypatch.setattr(ocp, name, failing_once(getattr(ocp, name), error))
+        with pytest.raises(Unavailable, match=r"/2 cannot be read now .* move its folder away"):
+            checkpoints.restore(wanted)
+        assert checkpoints.steps() == [1, 2]
+        assert checkpoints.restore(wanted)[1]["step"] == 2
+
+
+def test_what_orbax_leaves_out_without_an_error_is_looked_at_twice(pair, mesh, tmp_path):
+    """A link to itself stands for a file that the system refuses: orbax says that there is none."""
+    folder, wanted = shutil.copytree(pair, tmp_path / "run"), abstract(small(mesh))
+    for step, name in (
+        (2, "_CHECKPOINT_METADATA"),
+        (2, "params/_METADATA"),
+        (1, "params/_METADATA"),
+    ):
+        path = folder / "checkpoints" / str(step) / name
+        content = path.read_bytes()
+        path.unlink()
+        path.symlink_to(path)
+        with pytest.raises(Unavailable, match=rf"/{step} cannot be read now .*symbolic links"):
+            Checkpoints(folder).restore(wanted)
+        path.unlink()
+        path.write_bytes(content)
+    assert Checkpoints(folder).restore(wanted)[1]["step"] == 2
+
+
 @contextlib.contextmanager
 def files_no_larger_than(size):
     """Writing past `size` bytes fails, as it does on a full disk."""
@@ -329,6 +383,7 @@ def test_the_other_files_of_a_run_say_so_too_when_there_is_no_room(tmp_path):
             config.UserError, match=r"metrics\.jsonl cannot be written .*as they were"
         ):
             sink.write(1, {"loss": 0.5, "accuracy": 0.25})
+        sink.close()  # its second try fails too, and hides nothing
     assert (tmp_path / "config.yaml").read_bytes() == before
 
 

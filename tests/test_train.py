@@ -221,6 +221,26 @@ def test_a_checkpoint_whose_evaluation_was_terminated_is_scored_first(tmp_path):
     }
 
 
+@pytest.mark.slow
+def test_a_step_that_only_sigterm_saved_is_scored_once_and_never_the_best(tmp_path):
+    """SIGTERM within the evaluations at 1 and 3, where no checkpoint is due."""
+    run_dir, every = tmp_path / "run", ("--train.eval_every", "1", "--train.steps", "4")
+    run_scripted(run_dir, Scripted(0.75, signal_last=True), *every)
+    assert kept(run_dir) == [1]
+    run_scripted(run_dir, Scripted(0.75, 0.5, 0.75, signal_last=True), *every)
+    assert kept(run_dir) == [2, 3]
+    for evaluations in ((0.75, 0.25), ()):
+        _, said = run_scripted(run_dir, Scripted(*evaluations), *every)
+        assert "best: step 2, 0.5000" in said
+    scores = json.loads((run_dir / "scores.json").read_text())
+    assert {step: list(found.values()) for step, found in scores.items()} == {
+        "1": [None],
+        "2": [0.5],
+        "3": [None],
+        "4": [0.25],
+    }
+
+
 def test_scores_of_other_evaluations_are_not_compared(scored, tmp_path):
     """The last checkpoint is scored anew; the best of the first evaluation is kept beside."""
     run_dir = shutil.copytree(scored[0], tmp_path / "run")

@@ -22,6 +22,9 @@ import numpy as np
 
 from t0jax import config
 
+RUN = "bench-checkpoint"
+"""Folder in `--folder` that is made anew: a name that no run has."""
+
 
 def main(argv: Sequence[str]) -> None:
     """Prints a line a round, then the medians."""
@@ -38,8 +41,8 @@ def main(argv: Sequence[str]) -> None:
     state = step.init_state(settings, network, optimizer, mesh)
     train_step = step.make_step(settings, network, optimizer, mesh)
     batch = sharding.place(_batch(options, settings.model.vocab_size), mesh)
-    shutil.rmtree(options.folder / "run", ignore_errors=True)
-    checkpoints = checkpoint.Checkpoints(options.folder / "run")
+    shutil.rmtree(options.folder / RUN, ignore_errors=True)
+    checkpoints = checkpoint.Checkpoints(options.folder / RUN)
     metadata = {"config": config.to_dict(settings), "step": 0, "position": {}}
 
     def timed_step() -> float:
@@ -58,7 +61,7 @@ def main(argv: Sequence[str]) -> None:
         checkpoints.save(number, state, metadata)
         blocked = time.perf_counter() - began
         first, during = timed_step(), []
-        while not _written(options.folder / "run", number):
+        while not _written(options.folder / RUN, number):
             during.append(timed_step())
         wrote = time.perf_counter() - began
         checkpoints.wait()
@@ -94,7 +97,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--folder", type=Path, required=True, help="where checkpoints go")
+    parser.add_argument("--folder", type=Path, required=True, help=f"checkpoints go to {RUN} in it")
     parser.add_argument("--size", default="base", help="of T5 v1.1: small, base, large or xl")
     parser.add_argument("--saves", type=int, default=5)
     parser.add_argument("--quiet", type=int, default=3, help="least quiet steps of a round")
@@ -138,7 +141,7 @@ def _restore(options: argparse.Namespace, state: Any, checkpoints: Any, abstract
     """Reads the newest checkpoint and compares it with the state."""
     import jax
 
-    newest = options.folder / "run" / "checkpoints" / str(options.saves + 1)
+    newest = options.folder / RUN / "checkpoints" / str(options.saves + 1)
     size = sum(path.stat().st_size for path in newest.rglob("*") if path.is_file())
     began = time.perf_counter()
     restored = checkpoints.restore(abstract)

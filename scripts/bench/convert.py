@@ -135,13 +135,21 @@ def _report(job: str, line: dict[str, Any]) -> str:
 
 def _child(options: argparse.Namespace) -> None:
     """Prints what one job held, as a line of JSON."""
-    job, base = _job(options), _memory()["RssAnon"]
+    from t0jax import processes
+
+    with processes.cluster():
+        print(json.dumps(_measure(_job(options))), flush=True)
+
+
+def _measure(job: Callable[[], Any]) -> dict[str, Any]:
+    """Memory and time of a job."""
+    base = _memory()["RssAnon"]
     with Peaks() as peaks:
         began, cpu = time.perf_counter(), time.process_time()
         held = job()
         seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
     devices = _device_bytes(held)
-    report = {
+    return {
         "held": sum(devices),
         "devices": devices,
         "base": base,
@@ -151,7 +159,6 @@ def _child(options: argparse.Namespace) -> None:
         "seconds": seconds,
         "cpu": cpu,
     }
-    print(json.dumps(report), flush=True)
 
 
 class Peaks:
@@ -195,14 +202,16 @@ def _job(options: argparse.Namespace) -> Callable[[], Any]:
     """What is measured; imports, devices and a first program are behind it."""
     from t0jax import checkpoint, convert, models, optim, sharding, step
 
-    sharding.start_cluster()
     settings = config.Config(model=SIZES[options.size])
     network = models.build(settings.model)
     axes = dict(zip(("data", "fsdp", "model"), map(int, options.mesh.split(",")), strict=True))
     mesh = sharding.make_mesh(config.Mesh(**axes))
     where = sharding.param_shardings(network.axes, network.shapes, mesh)
     optimizer = optim.make_optimizer(settings.optimizer, settings.train.steps, network.axes)
-    run, folder = options.folder / f"run-{options.size}", options.folder / f"hf-{options.size}"
+    run, folder = (
+        options.folder / f"bench-run-{options.size}",
+        options.folder / f"hf-{options.size}",
+    )
 
     def load() -> models.Params:
         return convert.load_params(folder, network, where)

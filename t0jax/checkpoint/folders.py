@@ -22,6 +22,10 @@ class CheckpointError(config_lib.UserError):
     """A checkpoint that cannot be written or read; the message says what is still whole."""
 
 
+class Unavailable(CheckpointError):
+    """A checkpoint that may be whole and cannot be read now. None older is taken in its place."""
+
+
 def write_run_files(run_dir: Path, config: config_lib.Config, vocabulary: Path | None) -> None:
     """`config.yaml` and a copy of the vocabulary, each written whole or not at all.
 

@@ -9,12 +9,13 @@ from typing import TypeVar
 import jax
 
 from t0jax import config as config_lib
-from t0jax import convert, models, sharding
+from t0jax import convert, models, processes, sharding
 from t0jax.checkpoint import reading
 from t0jax.checkpoint.folders import (
     STEPS_FOLDER,
     VOCABULARY_FILE,
     CheckpointError,
+    Unavailable,
     write_run_files,
 )
 from t0jax.checkpoint.reading import State
@@ -56,7 +57,7 @@ def load_model(
 
     Raises:
         ConfigError: the folder is none of these, or its shapes are not what its configuration says.
-        CheckpointError: there is no whole checkpoint.
+        CheckpointError: there is no whole checkpoint, or it cannot be read now.
     """
     path = Path(path)
     if is_hugging_face(path):
@@ -126,9 +127,12 @@ def _load_hugging_face(
 
 def _read_checkpoint(path: Path, read: Callable[[Path], Found]) -> Found:
     """What `read` finds in the checkpoint that `path` is, or else in the newest whole one of that run folder."""
-    if one := reading.step_folder(path):
+    is_one = reading.step_folder(path) is not None
+    if processes.tell(is_one, "finding a checkpoint")[0]:
         try:
-            return read(one)
+            return read(path.absolute())
+        except Unavailable:
+            raise
         except CheckpointError as error:
             raise CheckpointError(
                 f"{error}; give its run folder to take the newest whole one, or an earlier step"

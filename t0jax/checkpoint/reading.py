@@ -4,8 +4,11 @@ Orbax notices a file that is cut or gone, and a changed byte in its tables; a ch
 as it is. So a checkpoint carries a seal: a fingerprint of each of its trees and a digest of its metadata.
 """
 
+import errno
 import hashlib
 import json
+import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,7 +17,7 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from t0jax import models, processes
-from t0jax.checkpoint.folders import STEPS_FOLDER, CheckpointError
+from t0jax.checkpoint.folders import STEPS_FOLDER, CheckpointError, Unavailable
 from t0jax.config import ConfigError, UserError
 from t0jax.metrics import note
 
@@ -37,6 +40,7 @@ def together(action: Callable[[], Found]) -> Found:
 
     Raises:
         ConfigError: `action` did, on some process.
+        Unavailable: `action` did, on some process.
         CheckpointError: it failed on some process in another way.
     """
     error, found = None, None
@@ -44,17 +48,25 @@ def together(action: Callable[[], Found]) -> Found:
         found = action()
     except Exception as caught:
         error = caught
-    told = processes.tell(
-        error and (isinstance(error, ConfigError), reason(error)), "reading a checkpoint"
-    )
+    told = processes.tell(error and (_kind(error), reason(error)), "reading a checkpoint")
     failed = {index: about for index, about in enumerate(told) if about}
     if not failed:
         return found  # type: ignore[return-value]
-    kind = ConfigError if any(refused for refused, _ in failed.values()) else CheckpointError
+    kind = _KINDS[min(number for number, _ in failed.values())]
     if jax.process_count() == 1:
-        raise error if isinstance(error, kind) else kind(failed[0][1]) from error
+        if isinstance(error, kind):
+            raise error
+        raise kind(failed[0][1]) from error
     texts = [f"process {index}: {text}" for index, (_, text) in failed.items()]
     raise kind("; ".join(texts)) from error
+
+
+_KINDS = (ConfigError, Unavailable, CheckpointError)
+"""What a failure of one process is on all; of several, the first of these."""
+
+
+def _kind(error: Exception) -> int:
+    return next((n for n, kind in enumerate(_KINDS) if isinstance(error, kind)), len(_KINDS) - 1)
 
 
 def reason(error: BaseException) -> str:
@@ -96,6 +108,7 @@ def newest_whole(
         skipped: told each step that could not be read.
 
     Raises:
+        Unavailable: one that would be the newest cannot be read now.
         CheckpointError: there are some, and none can be read.
     """
     seen = sorted(
@@ -105,6 +118,8 @@ def newest_whole(
     for step in seen:
         try:
             return read(folder / str(step))
+        except Unavailable:
+            raise
         except CheckpointError as error:
             note(f"checkpoint {step} is skipped: {error}")
             skipped(step)
@@ -152,17 +167,24 @@ def read_metadata(step: Path) -> dict[str, Any]:
     """What `Checkpoints.save` was given as `metadata`.
 
     Raises:
-        CheckpointError: it cannot be read.
+        Unavailable: it cannot be read now.
+        CheckpointError: it is damaged.
     """
     return _describe(step)[0]
 
 
 def fault(step: Path) -> str:
-    """What is wrong with a checkpoint's small files, its metadata and the table of each tree; empty if nothing."""
+    """What is wrong with a checkpoint's small files, its metadata and the table of each tree; empty if nothing.
+
+    Raises:
+        Unavailable: they cannot be read now.
+    """
     try:
         _, fingerprints, tables = _describe(step)
         for part in fingerprints.keys() | tables.keys():
             _table(step, part, tables)
+    except Unavailable:
+        raise
     except CheckpointError as error:
         return str(error)
     return ""
@@ -172,12 +194,66 @@ def _describe(step: Path) -> tuple[dict[str, Any], dict[str, str], Mapping[str, 
     """Metadata, fingerprints, and the table of names and shapes of each tree."""
     try:
         found = ocp.checkpointables_metadata(step)
+        if not _is_complete(found):  # orbax logs why and leaves it out, be it for good or not
+            _touch(step)
+            found = ocp.checkpointables_metadata(step)
         custom = dict(found.custom_metadata or {})  # type: ignore[call-overload]
-        if not custom:  # what orbax makes of a file that is gone or broken
+        if not custom:
             raise CheckpointError(f"{METADATA_FILE} cannot be read")
         return *_unseal(custom), found.metadata
     except Exception as error:
-        raise CheckpointError(f"{step} is damaged ({reason(error)})") from error
+        raise _judged(step, error) from error
+
+
+def _is_complete(found: Any) -> bool:
+    tables = found.metadata.values()
+    return bool(found.custom_metadata) and all(table is not None for table in tables)
+
+
+def _touch(step: Path) -> None:
+    """Reads a byte of every file, for the errors that orbax keeps to itself.
+
+    Raises:
+        OSError: a folder or file cannot be read.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for folder, _, names in os.walk(step, onerror=refuse):
+        for name in names:
+            with open(os.path.join(folder, name), "rb") as file:
+                file.read(1)
+
+
+def _judged(step: Path, error: Exception) -> CheckpointError:
+    """What an error in reading a checkpoint says about it."""
+    if not _is_passing(error):
+        return CheckpointError(f"{step} is damaged ({reason(error)})")
+    return Unavailable(
+        f"{step} cannot be read now ({reason(error)}) and may be whole; nothing was changed. Start the same command "
+        "again when it can be read; to go on without it, move its folder away"
+    )
+
+
+_MISSING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
+_PASSING = re.compile(
+    r"\b(UNAVAILABLE|RESOURCE_EXHAUSTED|DEADLINE_EXCEEDED|PERMISSION_DENIED|UNAUTHENTICATED|ABORTED|CANCELLED)\b"
+    r"|OS error (?!(?:" + "|".join(map(str, _MISSING)) + r")\b)\d+"
+)
+"""In what tensorstore and XLA say: of the system or of memory, not of what the files hold."""
+
+
+def _is_passing(error: BaseException | None) -> bool:
+    """Whether it comes from the system rather than from files that are gone, cut or changed."""
+    while error is not None:
+        if isinstance(error, OSError):
+            if error.errno not in (*_MISSING, None) or isinstance(error, TimeoutError):
+                return True
+        elif isinstance(error, MemoryError) or _PASSING.search(str(error)):
+            return True
+        error = error.__cause__
+    return False
 
 
 def _table(step: Path, part: str, tables: Mapping[str, Any]) -> dict[str, Any]:
@@ -191,7 +267,8 @@ def read_state(step: Path, abstract: State) -> tuple[State, dict[str, Any]]:
 
     Raises:
         ConfigError: the checkpoint's arrays have other names or shapes.
-        CheckpointError: some process cannot read it, or its arrays are not those that were saved.
+        Unavailable: some process cannot read it now.
+        CheckpointError: it is damaged for some process, or its arrays are not those that were saved.
     """
     # Orbax numbers its operations on each process: none may begin to load unless all do.
     metadata, fingerprints = together(lambda: _read_tables(step, abstract))
@@ -210,7 +287,7 @@ def _load_alone(step: Path, abstract: State) -> State:
         with _alone():
             return ocp.load_checkpointables(step, abstract)
     except Exception as error:
-        raise CheckpointError(f"{step} cannot be read: {reason(error)}") from error
+        raise _judged(step, error) from error
 
 
 def _read_tables(step: Path, abstract: State) -> tuple[dict[str, Any], dict[str, str]]:

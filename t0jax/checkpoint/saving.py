@@ -20,8 +20,8 @@ from t0jax.checkpoint.folders import STEPS_FOLDER, CheckpointError
 from t0jax.checkpoint.reading import State
 from t0jax.metrics import note
 
-WAIT_SECONDS = 600
-"""How long a process waits for the others to finish writing."""
+SAVE_SECONDS = 7200
+"""Longest that a background save may take, a process's own writing and the wait for the others' together."""
 
 SET_ASIDE = ".damaged"
 """Ending of the folder of a checkpoint that could not be read, in a run that has gone on without it."""
@@ -29,7 +29,7 @@ SET_ASIDE = ".damaged"
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A finished checkpoint, as far as orbax's record of one is used."""
+    """A finished checkpoint."""
 
     step: int
     metrics: dict[str, Any] | None
@@ -56,6 +56,7 @@ class Checkpoints:
         self._folder = (run_dir / STEPS_FOLDER).absolute()
         self._keep_last, self._keep_also = max(keep_last, 1), keep_also
         self._damaged: set[int] = set()
+        self._restored: set[int] = set()
         self._writing = 0
 
     @functools.cached_property
@@ -66,7 +67,7 @@ class Checkpoints:
             keep.append(self._keep_also)
         _limit_waiting()
         context = ocp.Context()
-        context.asynchronous.timeout_secs = WAIT_SECONDS
+        context.asynchronous.timeout_secs = SAVE_SECONDS
         # Compressing floats takes nine times the processor time of writing them and saves 8 % of the disk.
         context.array.saving.use_compression = False
         return ocp.training.Checkpointer(
@@ -77,15 +78,29 @@ class Checkpoints:
         )
 
     def steps(self) -> list[int]:
-        """Finished checkpoints that are not known to be damaged, oldest first."""
-        return sorted(int(entry.step) for entry in self.entries())
+        """Finished checkpoints that are not known to be damaged, oldest first; all processes ask together."""
+        return [entry.step for entry in self.entries()]
 
-    def entries(self) -> list[Any]:
-        """Records of these checkpoints; each has a `step` and `metrics`."""
+    def entries(self) -> list[Entry]:
+        """These checkpoints as the first process sees them, which all processes ask together.
+
+        It alone makes and deletes them. What another one sees of a shared disk may be some seconds old.
+        """
+        first = jax.process_index() == 0
+        seen = [[entry.step, entry.metrics] for entry in self._seen()] if first else []
+        return [Entry(*fields) for fields in processes.tell(seen, "listing checkpoints")[0]]
+
+    def _seen(self) -> list[Entry]:
+        """As this process sees them."""
         if "_orbax" in self.__dict__:
-            return [entry for entry in self._orbax.checkpoints if entry.step not in self._damaged]
-        found = reading.steps_in(self._folder)
-        return [_entry(self._folder, step) for step in found if step not in self._damaged]
+            known: Any = self._orbax.checkpoints
+            found = [Entry(int(entry.step), entry.metrics) for entry in known]
+        else:
+            steps = self._restored.union(reading.steps_in(self._folder))
+            found = [_entry(self._folder, step) for step in steps]
+        return sorted(
+            (entry for entry in found if entry.step not in self._damaged), key=lambda e: e.step
+        )
 
     def save(
         self,
@@ -148,6 +163,7 @@ class Checkpoints:
 
         Raises:
             ConfigError: the checkpoint's arrays have other shapes than the run's.
+            Unavailable: one of them cannot be read now.
             CheckpointError: there are checkpoints, and none can be read.
         """
         found = reading.newest_whole(
@@ -158,13 +174,16 @@ class Checkpoints:
         )
         if found is None:
             return None
+        self._restored = {found[0]}  # maybe listed by another process alone
         self._check_older(found[0])
         return found[1]
 
     def _check_older(self, restored: int) -> None:
         """Finds those that cannot be the best or the last either, as one whose deletion was interrupted."""
         older = [step for step in self.steps() if step < restored]
-        faults = {step: reading.fault(self._folder / str(step)) for step in older}
+        faults = reading.together(
+            lambda: {step: reading.fault(self._folder / str(step)) for step in older}
+        )
         for told in processes.tell(
             [[step, why] for step, why in faults.items() if why], "comparing checkpoints"
         ):

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -256,17 +257,46 @@ def check_replaceable(out_dir: Path) -> None:
 @contextlib.contextmanager
 def _replacing(out_dir: Path) -> Iterator[Path]:
     """A new folder that becomes `out_dir` when the block ends, and vanishes when it fails."""
+    _recover(out_dir)
     token = uuid.uuid4().hex[:8]
     new, old = (out_dir.with_name(f".{out_dir.name}.{kind}-{token}") for kind in ("new", "old"))
     new.mkdir(parents=True)
     try:
         yield new
-        if out_dir.exists():
-            os.rename(out_dir, old)
-        os.rename(new, out_dir)
+        _exchange(new, old, out_dir)
     finally:
         shutil.rmtree(new, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(new: Path, old: Path, out_dir: Path) -> None:
+    """Makes `new` into `out_dir` and what is there into `old`; after an error `out_dir` is what it was."""
+    if not out_dir.exists():
+        os.rename(new, out_dir)
+        return
+    os.rename(out_dir, old)
+    try:
+        os.rename(new, out_dir)
+    except BaseException:
+        os.rename(old, out_dir)  # if this fails too, the next export does it
+        raise
+
+
+def _recover(out_dir: Path) -> None:
+    """Clears what killed exports left beside `out_dir`; the earlier export that one had moved away comes back."""
+    left = {kind: _leftovers(out_dir, kind) for kind in ("new", "old")}
+    if left["old"] and not out_dir.exists():
+        newest = max(left["old"], key=lambda folder: folder.stat().st_mtime)
+        os.rename(newest, out_dir)
+        left["old"].remove(newest)
+    for folder in left["new"] + left["old"]:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _leftovers(out_dir: Path, kind: str) -> list[Path]:
+    name = re.compile(rf"\.{re.escape(out_dir.name)}\.{kind}-[0-9a-f]{{8}}")
+    beside = out_dir.parent.iterdir() if out_dir.parent.is_dir() else ()
+    return [path for path in beside if name.fullmatch(path.name)]
 
 
 def check_vocabulary(size: int, config: cfg.Model, where: str | Path) -> None:

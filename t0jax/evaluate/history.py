@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 
+from t0jax import processes
 from t0jax.checkpoint import CheckpointError, write_atomically
 from t0jax.config import ConfigError
 from t0jax.evaluate.evaluation import Evaluation
@@ -38,7 +39,7 @@ class History:
     """
 
     def __init__(self, run_dir: Path, evaluation: str, keep_best: int) -> None:
-        """Reads what is there.
+        """Reads what is there; all processes together.
 
         Args:
             run_dir: the run folder; written to by the first process alone.
@@ -50,14 +51,20 @@ class History:
         """
         self._path, self._evaluation, self._keep = run_dir / SCORES_FILE, evaluation, keep_best
         self._there: dict[int, dict[str, float | None]] = {}
-        if self._path.exists():
+        if (text := self._read()) is not None:
             try:
-                content = json.loads(self._path.read_text(encoding="utf-8"))
-                self._there = {int(step): dict(scores) for step, scores in content.items()}
+                self._there = {int(step): dict(scores) for step, scores in json.loads(text).items()}
             except (ValueError, TypeError, AttributeError) as error:
                 raise ConfigError(
                     f"{self._path} is broken ({error!r}); delete it to go on without those scores"
                 ) from error
+
+    def _read(self) -> str | None:
+        """As the first process sees it, so that all decide alike; None if there is no file."""
+        mine = None
+        if jax.process_index() == 0 and self._path.exists():
+            mine = self._path.read_text(encoding="utf-8", errors="replace")
+        return processes.tell(mine, "reading the scores")[0]
 
     def begin(self, step: int, entries: Iterable[Any]) -> None:
         """A run goes on from `step`: forgets later scores, says which of the others will not be compared."""
@@ -74,13 +81,15 @@ class History:
         """Whether this evaluation has scored the step."""
         return self._evaluation in self._there.get(step, {})
 
-    def add(self, step: int, accuracy: float) -> None:
-        """Writes a score down, before the step's checkpoint is saved or later; one that is not finite is never best.
+    def add(self, step: int, accuracy: float, candidate: bool = True) -> None:
+        """Writes a score down, before the step's checkpoint is saved or later.
+
+        One that is not finite is never best, nor one that is no `candidate`: of them it is known that they were scored.
 
         Raises:
             CheckpointError: it cannot be written.
         """
-        known = accuracy if math.isfinite(accuracy) else None
+        known = accuracy if candidate and math.isfinite(accuracy) else None
         self._there.setdefault(step, {})[self._evaluation] = known
         if jax.process_index() > 0:
             return
