@@ -72,6 +72,7 @@ def main(argv: Sequence[str]) -> int:
     # A mistyped key is answered before JAX starts.
     given, _ = config.parse(rest, __doc__ or "", **OPTIONS)
     from t0jax import processes
+    from t0jax.metrics import note
 
     with processes.cluster(given.train.patience), processes.Preemption() as preemption:
         settings, options = config.parse(rest, __doc__ or "", as_trained(path), **OPTIONS)
@@ -79,7 +80,11 @@ def main(argv: Sequence[str]) -> int:
         if not settings.data.eval_mixture:
             raise ConfigError("no tasks to score: give --mixture NAME, e.g. t0_eval_score_eval")
         named = any(flag.startswith(("--model.", "--config")) for flag in rest)
-        score(path, settings, settings.model if named else None, options, preemption)
+        try:
+            score(path, settings, settings.model if named else None, options, preemption)
+        except processes.Preempted:
+            kept = "the same command goes on from what is in the folder"
+            note(f"SIGTERM: {kept if options.output else 'nothing is kept without --output'}")
     return 0
 
 
@@ -130,24 +135,7 @@ def score(
     options: Any,
     preemption: "Preemption",
 ) -> None:
-    """Loads the model, scores `data.eval_mixture`, prints and writes the results; SIGTERM ends it early."""
-    from t0jax import processes
-    from t0jax.metrics import note
-
-    try:
-        _score(path, settings, compute, options, preemption)
-    except processes.Preempted:
-        kept = "the same command goes on from what is in the folder"
-        note(f"SIGTERM: {kept if options.output else 'nothing is kept without --output'}")
-
-
-def _score(
-    path: Path,
-    settings: config.Config,
-    compute: config.Model | None,
-    options: Any,
-    preemption: "Preemption",
-) -> None:
+    """Loads the model, scores `data.eval_mixture`, prints and writes the results; may raise Preempted in between."""
     import jax
 
     from t0jax import checkpoint, evaluate, models, processes, report, sharding, train
