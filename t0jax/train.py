@@ -63,6 +63,7 @@ def _run(config: Config, preemption: processes.Preemption) -> Results | None:
     # -----------------------------------------------------------------------------------------------------------------
     # Set-up
     set_environment(config)
+    check_same(config)
     run_dir = Path(config.train.output_dir)
     mesh = sharding.make_mesh(config.mesh)
     check_settings(config, mesh)
@@ -108,6 +109,7 @@ def _run(config: Config, preemption: processes.Preemption) -> Results | None:
     processes.first_process_does(
         lambda: checkpoint.write_run_files(run_dir, config, vocabulary), "writing the run folder"
     )
+    checkpoint.check_shared(run_dir)
     with contextlib.ExitStack() as stack:
         stack.callback(loader.close)
         stack.callback(checkpoints.close)
@@ -141,6 +143,27 @@ def set_environment(config: Config) -> None:
     if cache:
         jax.config.update("jax_compilation_cache_dir", cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+_OF_A_HOST = ("data.local_dir", "data.prompts_dir", "data.workers", "train.compile_cache")
+"""Keys that may differ between the processes of a run."""
+
+
+def check_same(config: Config) -> None:
+    """Refuses processes that were started with different settings.
+
+    Raises:
+        ConfigError: names the first process that differs, and the keys; raised on all.
+    """
+    own = {k: v for k, v in config_lib.flatten(config).items() if k not in _OF_A_HOST}
+    first, *others = processes.tell(own, "comparing settings")
+    for number, other in enumerate(others, start=1):
+        differs = [f"{k} {other[k]!r}, not {first[k]!r}" for k in first if other[k] != first[k]]
+        if differs:
+            raise ConfigError(
+                f"process {number} was started with other settings than process 0: {'; '.join(differs)}; give all "
+                "processes the same command"
+            )
 
 
 def check_settings(config: Config, mesh: jax.sharding.Mesh) -> None:

@@ -29,13 +29,15 @@ def environments(processes, devices):
 
 def start(arguments, processes, devices, stderr=subprocess.STDOUT):
     """Starts `python ARGUMENTS` as that many processes."""
-    return [
-        subprocess.Popen(
-            [sys.executable, *arguments], cwd=REPOSITORY, text=True, env=environment,
-            stdout=subprocess.PIPE, stderr=stderr,
-        )
-        for environment in environments(processes, devices)
-    ]  # fmt: skip
+    found = environments(processes, devices)
+    return [start_one(arguments, environment, stderr) for environment in found]
+
+
+def start_one(arguments, environment, stderr=subprocess.STDOUT):
+    return subprocess.Popen(
+        [sys.executable, *arguments], cwd=REPOSITORY, text=True, env=environment,
+        stdout=subprocess.PIPE, stderr=stderr,
+    )  # fmt: skip
 
 
 def finish(started):

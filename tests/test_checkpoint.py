@@ -209,3 +209,10 @@ def test_a_save_that_fails_says_what_is_still_whole(tmp_path):
     reopened = Checkpoints(tmp_path)
     assert reopened.steps() == [1]
     assert_equal(reopened.restore(abstract(state))[0], state)
+
+
+def test_a_run_folder_that_another_process_does_not_see_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"process 0 does not see train\.output_dir .*share"):
+        checkpoint.check_shared(tmp_path, seconds=0.0)
+    checkpoint.write_run_files(tmp_path, config.Config(), None)
+    checkpoint.check_shared(tmp_path, seconds=0.0)

@@ -112,3 +112,21 @@ def test_two_processes_score_and_continue_a_run_folder(tmp_path):
         for processes in (1, 2)
     )
     assert one == two
+
+
+@pytest.mark.slow
+def test_processes_of_different_settings_or_folders_are_refused(tmp_path):
+    for other, said in (
+        (["--train.seed", "7"], "process 1 was started with other settings than process 0: train.seed 7, not 0"),
+        (["--train.log_every", "2", "--data.workers", "1"], "train.log_every 2, not 1; give all"),
+    ):  # fmt: skip
+        same = ["-m", "scripts.train", *TINY, "--train.output_dir", str(tmp_path / "run")]
+        environments = clusters.environments(2, devices=1)
+        started = [
+            clusters.start_one([*same, *extra], environment)
+            for extra, environment in zip(([], other), environments, strict=True)
+        ]
+        texts = [process.communicate(timeout=200)[0] for process in started]
+        assert [process.returncode for process in started] == [1, 1], texts
+        assert all(said in text for text in texts), texts
+        assert not (tmp_path / "run").exists()

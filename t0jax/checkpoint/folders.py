@@ -3,8 +3,10 @@
 import dataclasses
 import json
 import os
+import time
 from pathlib import Path
 
+import jax
 import yaml
 
 from t0jax import config as config_lib
@@ -42,6 +44,22 @@ def write_run_files(run_dir: Path, config: config_lib.Config, vocabulary: Path |
             f"{run_dir} cannot be written to ({error}); nothing in it was changed. Make room or fix its permissions "
             "and start the same command again"
         ) from error
+
+
+def check_shared(run_dir: Path, seconds: float = 30.0) -> None:
+    """Refuses a run folder, just written by the first process, that another one does not see.
+
+    Raises:
+        ConfigError: it is not there after `seconds`, which a network disk may need to show it.
+    """
+    deadline = time.monotonic() + seconds
+    while not (run_dir / CONFIG_FILE).exists():
+        if time.monotonic() > deadline:
+            raise ConfigError(
+                f"process {jax.process_index()} does not see train.output_dir {run_dir.absolute()}, which process 0 "
+                "has written; put it on a disk that all processes share, under the same path"
+            )
+        time.sleep(1.0)
 
 
 def config_to_yaml(config: config_lib.Config) -> str:
