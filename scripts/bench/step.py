@@ -131,8 +131,16 @@ def run(method: str, setting: Setting, cache: str) -> Measured:
     if done.returncode == 0:
         return Measured(**json.loads(done.stdout.splitlines()[-1]))
     # -9 is how the kernel ends a process when the host's memory is used up.
-    why = "killed" if done.returncode == -9 else (done.stderr.strip() or "no word").splitlines()[-1]
+    why = "killed" if done.returncode == -9 else _last_error(done.stderr)
     return Measured([], error=why)
+
+
+def _last_error(stderr: str) -> str:
+    """What a traceback ends with; JAX puts a remark on itself after it."""
+    lines = [
+        line for line in stderr.splitlines() if ": " in line and "Error" in line.split(": ")[0]
+    ]
+    return lines[-1] if lines else "no word"
 
 
 def row(method: str, setting: Setting, measured: Measured) -> dict[str, Any]:

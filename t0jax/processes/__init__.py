@@ -109,6 +109,10 @@ def _join(patience: float) -> None:
             raise ConfigError(
                 f"a cluster by hand needs all of {', '.join(names)} in the environment"
             )
+        if not (count.isdecimal() and index.isdecimal() and int(index) < int(count)):
+            raise ConfigError(
+                f"JAX_PROCESS_ID {index} is not one of JAX_NUM_PROCESSES {count}, from 0"
+            )
         print(f"process {index}: waiting for {count} processes at {address}", file=sys.stderr)
         jax.distributed.initialize(
             address, num_processes=int(count), process_id=int(index), **limits
