@@ -1,9 +1,7 @@
 """Damage: what of a run folder is whole is used and kept, and a word is said about the rest."""
 
-import contextlib
 import errno
 import gc
-import resource
 import shutil
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from orbax.checkpoint import v1 as ocp
+from test_checkpoint import files_no_larger_than
 
 from t0jax import checkpoint, config, metrics, models, sharding
 from t0jax.checkpoint import CheckpointError, Checkpoints, Unavailable
@@ -318,17 +317,6 @@ def test_what_orbax_leaves_out_without_an_error_is_looked_at_twice(pair, mesh, t
         path.unlink()
         path.write_bytes(content)
     assert Checkpoints(folder).restore(wanted)[1]["step"] == 2
-
-
-@contextlib.contextmanager
-def files_no_larger_than(size):
-    """Writing past `size` bytes fails, as it does on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize("room", [0, 100, 400, 1500, 20_000])
