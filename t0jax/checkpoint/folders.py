@@ -85,7 +85,8 @@ _IDENTITY = (
     *(f"data.{name}" for name in ("mixture", "split", "rates", "input_length", "target_length", "batch_size")),
     *(f"data.{name}" for name in ("pack", "pack_rows", "shards", "seed")),
     *(f"data.{name}" for name in ("view", "num_negatives", "num_shots", "instruction_split", "truncation")),
-    *("optimizer.name", "train.seed", "train.init_checkpoint", "train.init_from"),
+    *(f"data.{name}" for name in ("rate_cap", "batching", "length_buckets", "max_choices")),
+    *("optimizer.name", "train.seed", "train.init_checkpoint", "train.init_from", "train.init_task"),
 )  # fmt: skip
 """Keys that make a run what it is; the others may change when it goes on."""
 

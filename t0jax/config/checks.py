@@ -66,6 +66,31 @@ def check(config: Config) -> Config:
             f"{data.input_length} and data.target_length {data.target_length}, which an example shares with them",
         ),
         (
+            data.length_buckets
+            and (
+                list(data.length_buckets) != sorted(set(data.length_buckets))
+                or data.length_buckets[0] < 1
+                or data.length_buckets[-1] != data.input_length
+            ),
+            f"data.length_buckets {list(data.length_buckets)} must rise, from 1 at least to data.input_length "
+            f"{data.input_length}",
+        ),
+        (data.max_choices < 2, f"data.max_choices {data.max_choices} must be at least 2"),
+        (
+            config.model.architecture == "deberta"
+            and config.model.num_heads * config.model.d_kv != config.model.d_model,
+            f"model.num_heads {config.model.num_heads} x model.d_kv {config.model.d_kv} is not model.d_model "
+            f"{config.model.d_model}, as DeBERTa has it",
+        ),
+        (
+            not 0 <= config.model.task_embedding_drop <= 1,
+            f"model.task_embedding_drop {config.model.task_embedding_drop} is not in [0, 1]",
+        ),
+        (
+            train.init_task and not train.init_checkpoint,
+            "train.init_task needs train.init_checkpoint",
+        ),
+        (
             train.init_from == "state" and not train.init_checkpoint,
             "train.init_from state needs train.init_checkpoint",
         ),

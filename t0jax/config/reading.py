@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from t0jax.config.checks import check
-from t0jax.config.sections import Config, ConfigError
+from t0jax.config.sections import Config, ConfigError, Head
 
 
 def known_keys() -> list[str]:
@@ -126,9 +126,13 @@ def from_dict(values: Mapping[str, Any], where: str) -> Config:
     _check_keys(values, where)
     sections = {}
     for section in dataclasses.fields(Config):
-        given = {
-            k: tuple(v) if isinstance(v, list) else v
-            for k, v in (values.get(section.name) or {}).items()
-        }
+        given = {k: _as_field(k, v) for k, v in (values.get(section.name) or {}).items()}
         sections[section.name] = section.type(**given)  # type: ignore[operator]
     return Config(**sections)
+
+
+def _as_field(key: str, value: Any) -> Any:
+    """A plain value of a file as the field of a section."""
+    if key == "heads":
+        return tuple(Head(**(head | {"labels": tuple(head["labels"])})) for head in value)
+    return tuple(value) if isinstance(value, list) else value

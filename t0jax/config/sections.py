@@ -13,14 +13,38 @@ class ConfigError(UserError, ValueError):
     """A configuration that cannot be used; the message names the key, the value and the way out."""
 
 
+HeadKind = Literal[
+    "classification", "multilabel", "regression", "multiple_choice", "token_classification"
+]
+
+
+@dataclass(frozen=True)
+class Head:
+    """What one structured task asks of a multitask encoder: as many outputs as it has labels."""
+
+    task: str
+    """Name of the task, e.g. `glue/sst2`."""
+    kind: HeadKind
+    labels: tuple[str, ...] = ()
+    """Names in the order of the label numbers; none of regression and multiple choice, which have one output."""
+    group: str = ""
+    """Heads of the same group share their weights, not their biases; a head without one shares with none."""
+
+    @property
+    def columns(self) -> int:
+        """Number of outputs."""
+        return len(self.labels) if self.kind not in ("regression", "multiple_choice") else 1
+
+
 @dataclass(frozen=True)
 class Model:
-    """A T5 encoder-decoder: its architecture, then how it is computed.
+    """A T5 encoder-decoder or a DeBERTa-v3 multitask encoder: its architecture, then how it is computed.
 
     The defaults are T5 v1.1 small. When a run starts from a Hugging Face directory or a checkpoint, the
     architecture is read from there and only the computing options below are taken from here.
     """
 
+    architecture: Literal["t5", "deberta"] = "t5"
     vocab_size: int = 32128
     """Rows of the embedding table; at least the vocabulary's size (T5 pads 32,100 to 32,128)."""
     d_model: int = 512
@@ -41,6 +65,14 @@ class Model:
     pad_token_id: int = 0
     eos_token_id: int = 1
     decoder_start_token_id: int = 0
+    position_buckets: int = 256
+    """DeBERTa: distances up to half as many have a relative embedding of their own, farther ones share."""
+    max_relative_positions: int = 512
+    """DeBERTa: the distance from which on all share the last one."""
+    task_embedding: bool = True
+    """DeBERTa: a learned vector a task, zero at the start, is added to the first token's embedding."""
+    heads: tuple[Head, ...] = ()
+    """DeBERTa: the tasks, in the order of their numbers; found in the data and written beside every checkpoint."""
 
     dropout_rate: float = 0.1
     """Used in training only. T5 v1.1 was pre-trained with 0; fine-tuning (T0) uses 0.1."""
@@ -50,6 +82,8 @@ class Model:
     """One compiled body for all layers (fast compile) or an unrolled stack; same parameters either way."""
     remat: Literal["none", "dots", "full"] = "none"
     """What the backward pass recomputes: nothing, all but weight products, or everything."""
+    task_embedding_drop: float = 0.1
+    """DeBERTa: share of examples that are trained on without their task's embedding. Never used in scoring."""
     attention: Literal["xla", "cudnn"] = "xla"
     """`cudnn`, fused, needs an NVIDIA GPU, bfloat16 and even lengths."""
 
@@ -58,7 +92,10 @@ class Model:
         return self.num_layers if self.num_decoder_layers is None else self.num_decoder_layers
 
 
-COMPUTE_FIELDS = ("dropout_rate", "dtype", "scan_layers", "remat", "attention")
+COMPUTE_FIELDS = (
+    *("dropout_rate", "dtype", "scan_layers", "remat", "attention"),
+    "task_embedding_drop",
+)
 """The fields of `Model` that say how to compute, not what; free to differ from a checkpoint's."""
 
 
@@ -86,6 +123,16 @@ class Data:
     their right end but for EOS."""
     rates: Literal["registered", "rows"] = "registered"
     """A task's weight: what its mixture says, or the rows that are really there (for cuts of the data sets)."""
+    rate_cap: int = 0
+    """With `rates: rows`: a task weighs as this many rows at most; 0 has no limit."""
+    batching: Literal["mixed", "single_task"] = "mixed"
+    """Structured tasks: a batch holds examples of any tasks, or of one alone, as tasknet's do."""
+    length_buckets: tuple[int, ...] = ()
+    """Structured tasks: lengths of a batch's rows, the largest `input_length`; each is one compiled program. With
+    none, all batches are `input_length` long."""
+    max_choices: int = 4
+    """Structured tasks: options of a multiple-choice question that are trained on, the right one among them; drawn by
+    `seed`. Scoring reads all."""
     split: str = "train"
     num_shots: int = 0
     """Train on this many rows of each data set alone, drawn by `seed`, the same for all its prompts; 0 takes all."""
@@ -163,6 +210,9 @@ class Train:
     """A t0jax checkpoint or a Hugging Face directory to start from; random weights when empty."""
     init_from: Literal["weights", "state"] = "weights"
     """Take the weights alone, or the optimizer state and step too (t0jax checkpoints)."""
+    init_task: str = ""
+    """A task of `init_checkpoint` whose embedding new tasks start from, and its head where the labels agree; with none
+    they start from zero and at random."""
     grad_accumulation: int = 1
     """Micro-batches a step: `data.batch_size` is cut into this many."""
     z_loss: float = 0.0
@@ -202,9 +252,9 @@ class Train:
 class Evaluate:
     """How a mixture is scored."""
 
-    method: Literal["rank", "generate"] = "rank"
+    method: Literal["rank", "generate", "classify"] = "rank"
     """`rank`: the likeliest of a prompt's answer choices. `generate`: text is written and measured by the tasks' own
-    metrics (ROUGE, BLEU, SQuAD ...)."""
+    metrics (ROUGE, BLEU, SQuAD ...). `classify`: the heads of a multitask encoder on structured tasks."""
     num_beams: int = 1
     """Of `generate`; 1 is greedy. At most `max_target_length` tokens are written."""
     batch_size: int = 64
