@@ -7,6 +7,7 @@ from t0jax.results.folder import (
     SCORES_FOLDER,
     EvaluationError,
     ResultsFolder,
+    scores_file,
 )
 from t0jax.results.metrics import (
     ScoredRow,
@@ -36,5 +37,6 @@ __all__ = [
     "macro_f1",
     "missing_lines",
     "parity",
+    "scores_file",
     "spread",
 ]

@@ -75,7 +75,7 @@ class ResultsFolder:
         return [(row["row"], row["prediction"] in row["gold"]) for row in rows]
 
     def _scores(self, task: str) -> Path:
-        return self.folder / SCORES_FOLDER / f"{task}.jsonl"
+        return self.folder / SCORES_FOLDER / scores_file(task)
 
     def write_scores(self, task: str, rows: Iterable[Any]) -> None:
         """One JSON object a line, as the rows' `to_json` has it.
@@ -107,6 +107,11 @@ class ResultsFolder:
         self._remove_replaced()
         content = {"settings": self.settings, "complete": complete, **results.to_json()}
         _write(self.folder / RESULTS_FILE, json.dumps(content, indent=1) + "\n")
+
+
+def scores_file(task: str) -> str:
+    """The name of the file of a task's scores; `glue/sst2` is no path."""
+    return f"{task.replace('/', '__')}.jsonl"
 
 
 def _write(path: Path, content: str) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from t0jax.results import structured
 from t0jax.results.metrics import spread
 
 
@@ -19,7 +20,9 @@ class Results:
             scored rows whose text was too long), answer_choices (where they are the same for all rows), parity (where
             the data set compares groups), identity (a digest of prompt and data) and seconds. A prompt that applies to
             no row has n 0 and no rates. A task scored by generated text has `metrics` in place of the rates, and
-            `score`: the mean in [0, 1] of those in percent.
+            `score`: the mean in [0, 1] of those in percent. A structured task has `kind`, `majority` (the most frequent
+            answer's share), and for kinds without an accuracy `metrics` (shares of 1) and `score`, the first of them
+            that counts (`structured.main_metric`).
         missing: by task name, why it was not scored.
     """
 
@@ -34,7 +37,12 @@ class Results:
     @property
     def written(self) -> dict[str, dict[str, Any]]:
         """The tasks with metrics of generated text."""
-        return {name: task for name, task in self.tasks.items() if "metrics" in task}
+        return {n: t for n, t in self.tasks.items() if "metrics" in t and "kind" not in t}
+
+    @property
+    def structured(self) -> dict[str, dict[str, Any]]:
+        """The tasks that heads answered."""
+        return {name: task for name, task in self.tasks.items() if "kind" in task and task["n"]}
 
     @property
     def mean_accuracy(self) -> float:
@@ -79,12 +87,15 @@ class Results:
         }
 
     def summary(self) -> dict[str, float]:
-        """Numbers for a training log: accuracy/median, accuracy/mean, chance, accuracy/DATA SET, METRIC/TASK."""
+        """Numbers for a training log: accuracy/median, accuracy/mean, chance, accuracy/DATA SET, METRIC/TASK,
+        and score/mean over structured tasks."""
         texts = {
             f"{metric}/{name}": value
-            for name, task in self.written.items()
-            for metric, value in task["metrics"].items()
+            for name, task in self.tasks.items()
+            for metric, value in task.get("metrics", {}).items()
         }
+        if self.structured:
+            texts["score/mean"] = structured.macro(self.structured)
         overall = self.overall()
         if not overall["prompts"]:
             return texts
@@ -104,9 +115,12 @@ class Results:
     def table(self) -> str:
         """One line a data set, accuracies over its prompts; then what was shortened, and partly or not scored.
 
-        Of generated text one line a task, with its metrics.
+        Of generated text and of structured tasks one line a task, with its metrics.
         """
-        lines = self._rank_lines() if self.scored or not self.written else []
+        if self.structured:
+            lines = structured.table_lines(self.structured)
+        else:
+            lines = self._rank_lines() if self.scored or not self.written else []
         lines += self._text_lines() + self._parity_lines()
         for name, task in self.tasks.items():
             if task["coverage"] < 1:
