@@ -1,0 +1,1 @@
+"""Structured tasks: declared records of labelled texts, which a multitask encoder reads and heads answer."""
