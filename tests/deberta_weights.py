@@ -78,7 +78,9 @@ def _bank(modules: dict[str, Any], model: config.Model, read: Any) -> dict[str, 
         bias = np.zeros(biases, np.float32)
         for task, head in enumerate(model.heads):
             if places.token[task] == token:
-                at, own, size = (int(x[task]) for x in (places.columns, places.biases, places.sizes))
+                at, own, size = (
+                    int(x[task]) for x in (places.columns, places.biases, places.sizes)
+                )
                 kernel[:, at : at + size] = read(modules[head.task], "classifier.weight")
                 bias[own : own + size] = read(modules[head.task], "classifier.bias")
         bank |= {name: kernel, f"{name}_bias": bias}

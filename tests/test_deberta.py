@@ -1,6 +1,5 @@
 """DeBERTa-v3 beside transformers' DebertaV2: hidden states, logits and gradients with the same weights."""
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -11,9 +10,8 @@ import torch
 import transformers
 from deberta_weights import from_torch
 
-from t0jax import config, metrics, models, sharding
+from t0jax import config, models
 from t0jax.config.heads import head_group
-from t0jax.models.disentangled import diagonals, log_buckets, table_rows
 
 LABELS = ("entailment", "neutral", "contradiction")
 TAGS = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
