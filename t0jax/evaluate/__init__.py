@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from t0jax import config as config_lib
+from t0jax.evaluate.classify import ClassifyEvaluator
 from t0jax.evaluate.evaluation import Evaluation
 from t0jax.evaluate.exchange import gather_rows
 from t0jax.evaluate.progress import Progress
@@ -40,7 +41,9 @@ from t0jax.results import (
 from t0jax.scoring import RankExample, Scorer
 
 __all__ = [
+    "ClassifyEvaluator",
     "Encoder",
+    "Evaluation",
     "EvaluationError",
     "Evaluator",
     "RankTask",
@@ -175,7 +178,19 @@ def make_evaluator(
     settings: config_lib.Evaluate,
     mixture: str,
     vocabulary: Path | None = None,
-) -> Evaluator | TextEvaluator:
-    """The evaluator that `settings.method` names; arguments and errors as `Evaluator`'s."""
+) -> Evaluation:
+    """The evaluator that `settings.method` names, of a multitask encoder that of its heads; arguments and errors as
+    `Evaluation`'s.
+
+    Raises:
+        EvaluationError: the method needs another architecture.
+    """
+    if network.config.architecture == "deberta":
+        return ClassifyEvaluator(network, mesh, data, settings, mixture, vocabulary=vocabulary)
+    if settings.method == "classify":
+        raise EvaluationError(
+            f"evaluate.method classify needs a multitask encoder, and the model is a {network.config.architecture}; "
+            "set it to rank or generate"
+        )
     kind = TextEvaluator if settings.method == "generate" else Evaluator
     return kind(network, mesh, data, settings, mixture, vocabulary=vocabulary)
