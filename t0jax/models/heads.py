@@ -9,12 +9,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from t0jax.config import ConfigError, Head
+from t0jax.config import ConfigError, Head, HeadKind
 from t0jax.config.heads import head_group, normalised
 
 __all__ = ["KINDS", "Layout", "head_group", "layout", "normalised"]
 
-KINDS = ("classification", "multilabel", "regression", "multiple_choice", "token_classification")
+KINDS: tuple[HeadKind, ...] = (
+    "classification",
+    "multilabel",
+    "regression",
+    "multiple_choice",
+    "token_classification",
+)
 """Kinds of heads in the order of `Layout.kinds`' numbers."""
 
 
