@@ -8,24 +8,42 @@ only) and `loss_weights` float [R] (1 on every item's row, of a question on the 
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 
-from t0jax.config import HeadKind
+from t0jax.config import Config, HeadKind
 from t0jax.models import Network, Params
 from t0jax.models.deberta import MultitaskEncoder
 from t0jax.models.heads import KINDS, Layout, layout
 from t0jax.models.layers import split_key
+from t0jax.objectives import Objective, Sums
 
 Batch = Mapping[str, jax.Array]
 Terms = tuple[jax.Array, jax.Array]
 """Of each row the loss and whether its answer is right (tokens: the share that is), float32 [R] each."""
 
 
+def objective(config: Config, network: Network, step: jax.Array | int) -> Objective:
+    """`loss_sums`, which is the same at every step."""
+    del config, step
+    return partial(loss_sums, network)
+
+
+def report(sums: Sums) -> Sums:
+    """Mean loss an item, share of the rated ones that are right, number of items."""
+    return {
+        "nll": sums["nll"] / jnp.maximum(sums["examples"], 1.0),
+        "accuracy": sums["correct"] / jnp.maximum(sums["rated"], 1.0),
+        "target_tokens": sums["target_tokens"],
+        "examples": sums["examples"],
+    }
+
+
 def loss_sums(
     network: Network, params: Params, batch: Batch, key: jax.Array | None
-) -> tuple[jax.Array, dict[str, jax.Array]]:
+) -> tuple[jax.Array, Sums]:
     """Summed loss over the items of a (micro-)batch and the sum it is to be divided by.
 
     Of an item: cross-entropy over its task's labels, or over the options of its question wherever their rows lie;
