@@ -8,7 +8,6 @@ only) and `loss_weights` float [R] (1 on every item's row, of a question on the 
 """
 
 from collections.abc import Callable, Mapping
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -26,17 +25,21 @@ Terms = tuple[jax.Array, jax.Array]
 
 
 def objective(config: Config, network: Network, step: jax.Array | int) -> Objective:
-    """`loss_sums`, which is the same at every step."""
-    del config, step
-    return partial(loss_sums, network)
+    """`loss_sums` as `config.model` drops; the same at every step."""
+    del step
+    drops = config.model.dropout_rate > 0 or config.model.task_embedding_drop > 0
+
+    def loss(params, batch, key):
+        return loss_sums(network, params, batch, key if drops else None)
+
+    return loss
 
 
 def report(sums: Sums) -> Sums:
-    """Mean loss an item, share of the rated ones that are right, number of items."""
+    """Means over items, and their number; `accuracy` is over those that can be right."""
     return {
-        "nll": sums["nll"] / jnp.maximum(sums["examples"], 1.0),
+        "nll": sums["nll"] / jnp.maximum(sums["normalizer"], 1e-9),
         "accuracy": sums["correct"] / jnp.maximum(sums["rated"], 1.0),
-        "target_tokens": sums["target_tokens"],
         "examples": sums["examples"],
     }
 
