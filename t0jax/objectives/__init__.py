@@ -22,6 +22,6 @@ Objective = Callable[[Params, Mapping[str, jax.Array], jax.Array], tuple[jax.Arr
 
 def of(network: Network) -> ModuleType:
     """The objective that an architecture learns."""
-    from t0jax.objectives import text_to_text  # which imports this module
+    from t0jax.objectives import multitask, text_to_text  # which import this module
 
-    return {"t5": text_to_text}[network.config.architecture]
+    return {"t5": text_to_text, "deberta": multitask}[network.config.architecture]

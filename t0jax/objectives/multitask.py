@@ -12,20 +12,41 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 
-from t0jax.config import HeadKind
+from t0jax.config import Config, HeadKind
 from t0jax.models import Network, Params
 from t0jax.models.deberta import MultitaskEncoder
 from t0jax.models.heads import KINDS, Layout, layout
 from t0jax.models.layers import split_key
+from t0jax.objectives import Objective, Sums
 
 Batch = Mapping[str, jax.Array]
 Terms = tuple[jax.Array, jax.Array]
 """Of each row the loss and whether its answer is right (tokens: the share that is), float32 [R] each."""
 
 
+def objective(config: Config, network: Network, step: jax.Array | int) -> Objective:
+    """`loss_sums` as `config.model` drops; the same at every step."""
+    del step
+    drops = config.model.dropout_rate > 0 or config.model.task_embedding_drop > 0
+
+    def loss(params, batch, key):
+        return loss_sums(network, params, batch, key if drops else None)
+
+    return loss
+
+
+def report(sums: Sums) -> Sums:
+    """Means over items, and their number; `accuracy` is over those that can be right."""
+    return {
+        "nll": sums["nll"] / jnp.maximum(sums["normalizer"], 1e-9),
+        "accuracy": sums["correct"] / jnp.maximum(sums["rated"], 1.0),
+        "examples": sums["examples"],
+    }
+
+
 def loss_sums(
     network: Network, params: Params, batch: Batch, key: jax.Array | None
-) -> tuple[jax.Array, dict[str, jax.Array]]:
+) -> tuple[jax.Array, Sums]:
     """Summed loss over the items of a (micro-)batch and the sum it is to be divided by.
 
     Of an item: cross-entropy over its task's labels, or over the options of its question wherever their rows lie;
