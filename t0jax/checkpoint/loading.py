@@ -46,6 +46,7 @@ def load_model(
     mesh: jax.sharding.Mesh,
     compute: config_lib.Model | None = None,
     allow_pickle: bool = False,
+    adapters: str | Path | None = None,
 ) -> LoadedModel:
     """Reads a run folder (its newest whole checkpoint), one checkpoint of it, or a Hugging Face directory.
 
@@ -54,6 +55,7 @@ def load_model(
         mesh: where the parameters go; each shard is read where it lives.
         compute: dtype, remat and so on; those that the checkpoint was saved with when not given.
         allow_pickle: also read `pytorch_model.bin` (needs torch).
+        adapters: a folder with the heads of a Hugging Face directory, as `convert.read_config` takes it.
 
     Raises:
         ConfigError: the folder is none of these, or its shapes are not what its configuration says.
@@ -61,7 +63,11 @@ def load_model(
     """
     path = Path(path)
     if is_hugging_face(path):
-        return _load_hugging_face(path, mesh, compute, allow_pickle)
+        return _load_hugging_face(path, mesh, compute, allow_pickle, adapters)
+    if adapters is not None:
+        raise ConfigError(
+            f"{path} is no Hugging Face directory, so adapters have no use; leave them out"
+        )
 
     def read(step: Path) -> LoadedModel:
         metadata = reading.together(lambda: reading.read_metadata(step))
@@ -76,10 +82,9 @@ def load_model(
 def vocabulary_of(path: Path) -> Path | None:
     """The SentencePiece file beside a model (as `load_model` takes it), if there is one."""
     if is_hugging_face(path):
-        file = path / "spiece.model"
-    else:
-        one = reading.step_folder(path)
-        file = (one.parent.parent if one else path.absolute()) / VOCABULARY_FILE
+        return convert.vocabulary_file(path)
+    one = reading.step_folder(path)
+    file = (one.parent.parent if one else path.absolute()) / VOCABULARY_FILE
     return file if file.exists() else None
 
 
@@ -116,12 +121,18 @@ def load_params(
 
 
 def _load_hugging_face(
-    path: Path, mesh: jax.sharding.Mesh, compute: config_lib.Model | None, allow_pickle: bool
+    path: Path,
+    mesh: jax.sharding.Mesh,
+    compute: config_lib.Model | None,
+    allow_pickle: bool,
+    adapters: str | Path | None,
 ) -> LoadedModel:
-    architecture = convert.read_config(path)
+    architecture = convert.read_config(path, adapters=adapters, allow_pickle=allow_pickle)
     network = models.build(config_lib.with_compute(architecture, compute or architecture))
     shardings = sharding.param_shardings(network.axes, network.shapes, mesh)
-    params = convert.load_params(path, network, shardings, allow_pickle=allow_pickle)
+    params = convert.load_params(
+        path, network, shardings, allow_pickle=allow_pickle, adapters=adapters
+    )
     return LoadedModel(network, params, vocabulary_of(path), None, 0)
 
 

@@ -22,7 +22,7 @@ from t0jax import config as config_lib
 from t0jax.classify import inputs, outputs
 from t0jax.classify.inputs import ClassifyError
 from t0jax.classify.outputs import Answer
-from t0jax.classify.zero_shot import ZeroShot, choose_head
+from t0jax.classify.inference import ZeroShot, choose_head
 from t0jax.config import Head
 from t0jax.data.structured.encoding import Item, encode_items
 from t0jax.data.structured.pieces import PairPieces, Truncate
@@ -129,7 +129,7 @@ class Multitask:
         """Classification by any labels, by a head of natural language inference.
 
         Args:
-            task: whose head; when empty one is chosen (`zero_shot.choose_head`).
+            task: whose head; when empty one is chosen (`inference.choose_head`).
             task_embedding: add the task's embedding; None does so for a task that is named alone, for a text that is
                 asked about anything belongs to no task.
 
