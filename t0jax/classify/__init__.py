@@ -20,9 +20,9 @@ import numpy as np
 from t0jax import checkpoint, sharding
 from t0jax import config as config_lib
 from t0jax.classify import inputs, outputs
+from t0jax.classify.inference import ZeroShot, choose_head
 from t0jax.classify.inputs import ClassifyError
 from t0jax.classify.outputs import Answer
-from t0jax.classify.inference import ZeroShot, choose_head
 from t0jax.config import Head
 from t0jax.data.structured.encoding import Item, encode_items
 from t0jax.data.structured.pieces import PairPieces, Truncate
