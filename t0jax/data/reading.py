@@ -1,9 +1,8 @@
 """Reading a mixture by index: from (task, row) to packed rows of a virtual shard, here or in a reader process.
 
 A `Stream` says everything that the batches depend on. It is cut into `data.shards` virtual shards, each read and
-packed on its own by a `ShardReader`, whose place is two integers. A `PartReader` reads some shards side by side. The
-same classes run in the training process (`workers: 0`) and in reader processes (`serve`), which is why neither this
-module nor anything it reaches may import TensorFlow, seqio or JAX.
+packed on its own by a `ShardReader`, whose place is two integers. A `PartReader` reads some shards side by side. All
+runs in the training process (`workers: 0`) or in reader processes (`serve`): no import of TensorFlow, seqio or JAX.
 """
 
 import contextlib

@@ -162,6 +162,21 @@ def read_again(stream: ItemStream, places: Sequence[Place]) -> list[Drawn]:
     return found
 
 
+def read_texts(stream: ItemStream) -> Iterator[str]:
+    """The texts of as many draws of a stream as its tasks have rows; each once an example."""
+    order, rows = stream.order(), sum(stream.tasks[number].length for number in stream.numbers())
+    draws = (draw for _, chunk in _chunks(order, 0) for draw in _pairs_of(chunk))
+    for task, row in itertools.islice(draws, rows):
+        example = stream.example(stream.numbers()[task], row)
+        if example is not None:
+            texts = (text for pair in example.texts for text in pair if text)
+            yield from dict.fromkeys([*texts, " ".join(example.words)] if example.words else texts)
+
+
+def _pairs_of(draws: Draws) -> Iterator[tuple[int, int]]:
+    return zip(draws.task.tolist(), draws.row.tolist(), strict=True)
+
+
 # ----------------------------------------------------------------------------------- reader processes
 
 
