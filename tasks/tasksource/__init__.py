@@ -82,9 +82,7 @@ def list_tasks() -> list[Listed]:
         Listed(
             record.name,
             record.kind,
-            "/".join(
-                filter(None, (record.spec.hub_id or record.spec.dataset, record.spec.subset))
-            ),
+            "/".join(filter(None, (record.spec.hub_id or record.spec.dataset, record.spec.subset))),
             record.names,
             SIZES.get(record.name),
             checked(record.name),

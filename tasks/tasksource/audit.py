@@ -13,8 +13,14 @@ ROWS = (
 )  # fmt: skip
 
 CARDS = (
-    *(f"tweet_eval/{name}" for name in ("emoji", "emotion", "hate", "irony", "offensive", "sentiment")),
-    *(f"tweet_eval/stance_{name}" for name in ("abortion", "atheism", "climate", "feminist", "hillary")),
+    *(
+        f"tweet_eval/{name}"
+        for name in ("emoji", "emotion", "hate", "irony", "offensive", "sentiment")
+    ),
+    *(
+        f"tweet_eval/stance_{name}"
+        for name in ("abortion", "atheism", "climate", "feminist", "hillary")
+    ),
     *(f"lex_glue/{name}" for name in ("ledgar", "scotus", "unfair_tos", "case_hold")),
     *(f"glue/{name}" for name in ("mnli", "qnli", "rte", "wnli", "mrpc", "qqp", "stsb", "cola")),
     *(f"super_glue/{name}" for name in ("boolq", "copa", "wic", "multirc")),

@@ -7,8 +7,9 @@ from t0jax.data.rows import DatasetSpec
 from t0jax.data.structured.records import MultipleChoice
 from tasks.bigbench_rows import BigBenchTask, hub_task, read_task, task_file, task_spec
 from tasks.tasksource.fields import Row, hub, reads
+from tasks.tasksource.names import listed
 
-SUBJECTS = (
+SUBJECTS = listed(
     "abstract_algebra anatomy astronomy business_ethics clinical_knowledge college_biology college_chemistry "
     "college_computer_science college_mathematics college_medicine college_physics computer_security "
     "conceptual_physics econometrics electrical_engineering elementary_mathematics formal_logic global_facts "
@@ -20,9 +21,9 @@ SUBJECTS = (
     "moral_scenarios nutrition philosophy prehistory professional_accounting professional_law professional_medicine "
     "professional_psychology public_relations security_studies sociology us_foreign_policy virology "
     "world_religions"
-).split()
+)
 
-BIG_BENCH = (
+BIG_BENCH = listed(
     "abstract_narrative_understanding anachronisms analogical_similarity analytic_entailment causal_judgment "
     "code_line_description conceptual_combinations crash_blossom dark_humor_detection date_understanding "
     "disambiguation_qa empirical_judgments english_proverbs entailed_polarity epistemic_reasoning "
@@ -34,7 +35,7 @@ BIG_BENCH = (
     "presuppositions_as_nli riddle_sense ruin_names salient_translation_error_detection sentence_ambiguity snarks "
     "sports_understanding strange_stories strategyqa temporal_sequences timedial understanding_fables "
     "undo_permutation vitaminc_fact_verification winowhy"
-).split()
+)
 
 
 def mmlu(subject: str) -> MultipleChoice:

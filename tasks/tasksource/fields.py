@@ -19,7 +19,9 @@ NO_VALIDATION = ("train", None, "test")
 TRAIN_ONLY = ("train", None, None)
 
 GLUE_DEV = "the official validation set stays whole; tasksource cuts it in two, for the test labels are hidden"
-GOLD_FIRST = "the test split stays; tasksource drops it, since the right option is always in one column"
+GOLD_FIRST = (
+    "the test split stays; tasksource drops it, since the right option is always in one column"
+)
 
 F = TypeVar("F", bound=Callable[[Row], Any])
 

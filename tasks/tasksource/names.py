@@ -1,8 +1,14 @@
 """Label names that are many, in the order of their numbers."""
 
-DBPEDIA = tuple(
+
+def listed(text: str, separator: str | None = None) -> tuple[str, ...]:
+    """The names that a text lists."""
+    return tuple(text.split(separator))
+
+
+DBPEDIA = listed(
     "Company EducationalInstitution Artist Athlete OfficeHolder MeanOfTransportation Building NaturalPlace Village "
-    "Animal Plant Album Film WrittenWork".split()
+    "Animal Plant Album Film WrittenWork"
 )
 
 YAHOO = (
@@ -23,25 +29,25 @@ TREC_FINE = tuple(
         ("LOC", "city country mount other state"),
         ("NUM", "code count date dist money ord other period perc speed temp volsize weight"),
     )
-    for kind in kinds.split()
+    for kind in kinds
 )  # fmt: skip
 
-NEWSGROUPS = tuple(
+NEWSGROUPS = listed(
     "alt.atheism comp.graphics comp.os.ms-windows.misc comp.sys.ibm.pc.hardware comp.sys.mac.hardware comp.windows.x "
     "misc.forsale rec.autos rec.motorcycles rec.sport.baseball rec.sport.hockey sci.crypt sci.electronics sci.med "
     "sci.space soc.religion.christian talk.politics.guns talk.politics.mideast talk.politics.misc "
-    "talk.religion.misc".split()
+    "talk.religion.misc"
 )
 
-EMOJI = tuple("❤ 😍 😂 💕 🔥 😊 😎 ✨ 💙 😘 📷 🇺🇸 ☀ 💜 😉 💯 😁 🎄 📸 😜".split())
+EMOJI = listed("❤ 😍 😂 💕 🔥 😊 😎 ✨ 💙 😘 📷 🇺🇸 ☀ 💜 😉 💯 😁 🎄 📸 😜")
 
-GO_EMOTIONS = tuple(
+GO_EMOTIONS = listed(
     "admiration amusement anger annoyance approval caring confusion curiosity desire disappointment disapproval "
     "disgust embarrassment excitement fear gratitude grief joy love nervousness optimism pride realization relief "
-    "remorse sadness surprise neutral".split()
+    "remorse sadness surprise neutral"
 )
 
-LANGUAGES = tuple("ar bg de el en es fr hi it ja nl pl pt ru sw th tr ur vi zh".split())
+LANGUAGES = listed("ar bg de el en es fr hi it ja nl pl pt ru sw th tr ur vi zh")
 
 SCOTUS = (
     "criminal procedure", "civil rights", "first amendment", "due process", "privacy", "attorneys", "unions",
@@ -54,7 +60,7 @@ UNFAIR_TERMS = (
     "Choice of law", "Jurisdiction", "Arbitration",
 )  # fmt: skip
 
-LEDGAR = tuple(
+LEDGAR = listed(
     "Adjustments|Agreements|Amendments|Anti-Corruption Laws|Applicable Laws|Approvals|Arbitration|Assignments|Assigns|"
     "Authority|Authorizations|Base Salary|Benefits|Binding Effects|Books|Brokers|Capitalization|Change In Control|"
     "Closings|Compliance With Laws|Confidentiality|Consent To Jurisdiction|Consents|Construction|Cooperation|Costs|"
@@ -66,7 +72,8 @@ LEDGAR = tuple(
     "Powers|Publicity|Qualifications|Records|Releases|Remedies|Representations|Sales|Sanctions|Severability|Solvency|"
     "Specific Performance|Submission To Jurisdiction|Subsidiaries|Successors|Survival|Tax Withholdings|Taxes|"
     "Terminations|Terms|Titles|Transactions With Affiliates|Use Of Proceeds|Vacations|Venues|Vesting|"
-    "Waiver Of Jury Trials|Waivers|Warranties|Withholdings".split("|")
+    "Waiver Of Jury Trials|Waivers|Warranties|Withholdings",
+    "|",
 )
 
 # ----------------------------------------------------------------------------------------- tags of words
@@ -79,12 +86,12 @@ def _spans(*kinds: str) -> tuple[str, ...]:
 
 CONLL_ENTITIES = _spans("PER", "ORG", "LOC", "MISC")
 CHUNKS = _spans("ADJP", "ADVP", "CONJP", "INTJ", "LST", "NP", "PP", "PRT", "SBAR", "UCP", "VP")
-CONLL_POS = tuple(
+CONLL_POS = listed(
     "\" '' # $ ( ) , . : `` CC CD DT EX FW IN JJ JJR JJS LS MD NN NNP NNPS NNS NN|SYM PDT POS PRP PRP$ RB RBR RBS RP "
-    "SYM TO UH VB VBD VBG VBN VBP VBZ WDT WP WP$ WRB".split()
+    "SYM TO UH VB VBD VBG VBN VBP VBZ WDT WP WP$ WRB"
 )
 WNUT = _spans("corporation", "creative-work", "group", "location", "person", "product")
 DISEASES = _spans("Disease")
 MOLECULES = _spans("DNA", "RNA", "cell_line", "cell_type", "protein")
 ACRONYMS = ("B-long", "B-short", "I-long", "I-short", "O")
-FEW_NERD = tuple("O art building event location organization other person product".split())
+FEW_NERD = listed("O art building event location organization other person product")

@@ -29,7 +29,10 @@ amazon_polarity = Classification(
     dataset=find_spec("amazon_polarity", None), sentence1="content", labels=POLARITY, splits=NO_VALIDATION
 )  # fmt: skip
 yelp = Classification(
-    dataset=find_spec("yelp_review_full", None), sentence1="text", labels=STARS, splits=NO_VALIDATION
+    dataset=find_spec("yelp_review_full", None),
+    sentence1="text",
+    labels=STARS,
+    splits=NO_VALIDATION,
 )
 app_reviews = Classification(
     dataset=find_spec("app_reviews", None), sentence1="review", label=whole("star", first=1), labels=STARS,

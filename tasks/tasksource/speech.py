@@ -43,7 +43,10 @@ forum_hate = Classification(
     where=hateful_or_not, differs="without skipped texts and such as are hateful only beside others, two more labels",
 )  # fmt: skip
 dynahate = Classification(
-    dataset=hub("tasksource/dynahate"), sentence1="text", labels=("hate", "nothate"), splits=TRAIN_ONLY
+    dataset=hub("tasksource/dynahate"),
+    sentence1="text",
+    labels=("hate", "nothate"),
+    splits=TRAIN_ONLY,
 )
 hatemoji = Classification(
     dataset=hub("HannahRoseKirk/HatemojiBuild"), sentence1="text", label="label_gold",
