@@ -4,6 +4,7 @@ A path names what lies deeper: `answers.text[0]`, `translation.en`. The function
 and know the columns they read, so that only those are taken from the data.
 """
 
+import dataclasses
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ def read(field: Field, row: Row) -> Any:
     except KeyError as error:
         raise BadRow(_no_column(str(error.args[0]), row)) from error
     except Exception as error:
-        name = getattr(field, "__name__", repr(field))
+        name = described(field)
         raise BadRow(f"its function {name} failed: {type(error).__name__}: {error}") from error
 
 
@@ -184,3 +185,17 @@ class _Position:
 def position(field: Field, choices: Field) -> Field:
     """The number, from 0 on, of an answer given as one of the options' text; None where it is not told."""
     return _Position(field, choices)
+
+
+def described(value: Any) -> str:
+    """A field in words that are the same in every process: functions by their names."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        inner = [getattr(value, part.name) for part in dataclasses.fields(value)]
+        return f"{type(value).__qualname__}({', '.join(map(described, inner))})"
+    if isinstance(value, list | tuple):
+        return f"({', '.join(map(described, value))})"
+    if isinstance(value, frozenset):
+        return described(sorted(value))
+    if callable(value):
+        return f"{value.__module__}.{value.__qualname__}"
+    return repr(value)
