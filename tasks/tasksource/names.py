@@ -29,7 +29,7 @@ TREC_FINE = tuple(
         ("LOC", "city country mount other state"),
         ("NUM", "code count date dist money ord other period perc speed temp volsize weight"),
     )
-    for kind in kinds
+    for kind in listed(kinds)
 )  # fmt: skip
 
 NEWSGROUPS = listed(

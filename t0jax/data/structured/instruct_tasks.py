@@ -11,10 +11,8 @@ from typing import Any
 import seqio
 
 from t0jax.config import ConfigError
-from t0jax.data.rows import DataUnavailable, available_splits
 from t0jax.data.sources import PromptSource, add_rank_source, add_text_source
 from t0jax.data.structured.instruct import FORMAT, OPTIONS, InstructRows, check_verbal
-from t0jax.data.structured.parts import find_part
 from t0jax.data.structured.records import SPLITS, Record
 from t0jax.data.views import find_view
 
@@ -51,14 +49,7 @@ class InstructSource(PromptSource):
     @property
     def splits(self) -> Sequence[str]:
         """Names of the splits; of a data set with local files, those that are there."""
-        try:
-            there = available_splits(self.spec, self.local_dir)
-        except DataUnavailable:
-            there = None
-        held = self._data_splits.items()
-        return tuple(
-            name for name, in_data in held if there is None or find_part(in_data).split in there
-        )
+        return self.record.splits_there(self.local_dir)
 
     def rows(
         self,

@@ -17,7 +17,15 @@ from typing import Any
 
 from t0jax.config import Head, HeadKind, UserError
 from t0jax.config.heads import head_group
-from t0jax.data.rows import HIDDEN, DatasetSpec, Rows, data_files, open_rows
+from t0jax.data.rows import (
+    HIDDEN,
+    DatasetSpec,
+    DataUnavailable,
+    Rows,
+    available_splits,
+    data_files,
+    open_rows,
+)
 from t0jax.data.structured.fields import (
     BadRow,
     Field,
@@ -31,6 +39,7 @@ from t0jax.data.structured.fields import (
     read_text,
     shown,
 )
+from t0jax.data.structured.parts import find_part
 
 __all__ = [
     "SPLITS",
@@ -128,6 +137,15 @@ class Record:
     def head(self) -> Head:
         """The head that answers the task."""
         return Head(self.name, self.kind, self.names, head_group(self.kind, self.names))
+
+    def splits_there(self, local_dir: str = "") -> tuple[str, ...]:
+        """Of train, validation and test: those with files, of local data; those declared, of the Hub's."""
+        try:
+            there = available_splits(self.spec, local_dir)
+        except DataUnavailable:
+            there = None
+        held = [(name, split) for name, split in zip(SPLITS, self.splits, strict=True) if split]
+        return tuple(n for n, split in held if there is None or find_part(split).split in there)
 
     def open(self, split: str, local_dir: str = "") -> Rows:
         """All rows of a split, by its name in the data; for records whose data has a format of its own to override.
