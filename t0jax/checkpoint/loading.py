@@ -46,7 +46,7 @@ def load_model(
     mesh: jax.sharding.Mesh,
     compute: config_lib.Model | None = None,
     allow_pickle: bool = False,
-    adapters: Path | None = None,
+    adapters: str | Path | None = None,
     known: Mapping[str, config_lib.Head] | None = None,
 ) -> LoadedModel:
     """Reads a run folder (its newest whole checkpoint), one checkpoint of it, or a Hugging Face directory.
@@ -128,7 +128,7 @@ def _load_hugging_face(
     mesh: jax.sharding.Mesh,
     compute: config_lib.Model | None,
     allow_pickle: bool,
-    adapters: Path | None,
+    adapters: str | Path | None,
     known: Mapping[str, config_lib.Head] | None,
 ) -> LoadedModel:
     where = {"allow_pickle": allow_pickle, "adapters": adapters}
