@@ -2,7 +2,7 @@
 
 import dataclasses
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -47,6 +47,7 @@ def load_model(
     compute: config_lib.Model | None = None,
     allow_pickle: bool = False,
     adapters: str | Path | None = None,
+    known: Mapping[str, config_lib.Head] | None = None,
 ) -> LoadedModel:
     """Reads a run folder (its newest whole checkpoint), one checkpoint of it, or a Hugging Face directory.
 
@@ -55,18 +56,20 @@ def load_model(
         mesh: where the parameters go; each shard is read where it lives.
         compute: dtype, remat and so on; those that the checkpoint was saved with when not given.
         allow_pickle: also read `pytorch_model.bin` (needs torch).
-        adapters: a folder with the heads of a Hugging Face directory, as `convert.read_config` takes it.
+        adapters: of a Hugging Face directory, the folder of its tasks' heads (see `convert.read_config`).
+        known: of tasks in such directories, kind and label names.
 
     Raises:
-        ConfigError: the folder is none of these, or its shapes are not what its configuration says.
+        ConfigError: the folder is none of these, or its shapes are not what its configuration says; adapters of
+            something else than a Hugging Face directory.
         CheckpointError: there is no whole checkpoint, or it cannot be read now.
     """
     path = Path(path)
     if is_hugging_face(path):
-        return _load_hugging_face(path, mesh, compute, allow_pickle, adapters)
+        return _load_hugging_face(path, mesh, compute, allow_pickle, adapters, known)
     if adapters is not None:
         raise ConfigError(
-            f"{path} is no Hugging Face directory, so adapters have no use; leave them out"
+            f"{path} is no Hugging Face directory; a t0jax checkpoint has all its heads"
         )
 
     def read(step: Path) -> LoadedModel:
@@ -126,13 +129,13 @@ def _load_hugging_face(
     compute: config_lib.Model | None,
     allow_pickle: bool,
     adapters: str | Path | None,
+    known: Mapping[str, config_lib.Head] | None,
 ) -> LoadedModel:
-    architecture = convert.read_config(path, adapters=adapters, allow_pickle=allow_pickle)
+    where = {"allow_pickle": allow_pickle, "adapters": adapters}
+    architecture = convert.read_config(path, known=known, **where)
     network = models.build(config_lib.with_compute(architecture, compute or architecture))
     shardings = sharding.param_shardings(network.axes, network.shapes, mesh)
-    params = convert.load_params(
-        path, network, shardings, allow_pickle=allow_pickle, adapters=adapters
-    )
+    params = convert.load_params(path, network, shardings, **where)
     return LoadedModel(network, params, vocabulary_of(path), None, 0)
 
 

@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from t0jax import config as cfg
 from t0jax import models
+from t0jax.convert import deberta_names
 from t0jax.convert.files import open_tensors
 
 Bound = tuple[models.Network, models.Params]
@@ -29,27 +31,28 @@ def logit_difference(exported: Bound, original: Bound, dtype: str, seed: int = 0
         seed: of the tokens.
     """
     rounded = jax.tree.map(lambda x: x.astype(dtype).astype(jnp.float32), original[1])
-    config = original[0].config
-    batch = _random_batch(config.vocab_size, max(1, len(config.heads)), seed)
-    run = jax.jit(lambda network, params: _OUTPUTS[network.config.architecture](network, params, batch), static_argnums=0)
-    pairs = jax.tree.map(
-        lambda a, b: jnp.abs(a - b).max(), run(*exported), run(original[0], rounded)
-    )
-    return float(max(jax.tree.leaves(pairs)))
+    batch = _random_batch(original[0].config, seed)
+
+    def outputs(network: models.Network, params: models.Params) -> Any:
+        return _OUTPUTS[network.config.architecture](network, params, batch)
+
+    run = jax.jit(outputs, static_argnums=0)
+    both = run(*exported), run(original[0], rounded)
+    return float(max(jnp.abs(a - b).max() for a, b in zip(*both, strict=True)))
 
 
-def _t5_logits(network: models.Network, params: models.Params, batch: Any) -> Any:
-    return network.bind(params)(batch)
+def _t5_outputs(network: models.Network, params: models.Params, batch: Any) -> list[jax.Array]:
+    return [network.bind(params)(batch)]
 
 
-def _multitask_logits(network: models.Network, params: models.Params, batch: Any) -> Any:
-    """Of every task on one of the rows each."""
-    model, tasks = network.bind(params), batch["task_ids"]
-    tokens = batch["encoder_input_tokens"]
-    has_heads = bool(network.config.heads)
-    states = model.encode(tokens, batch["encoder_segment_ids"], tasks if has_heads else None)
+def _multitask_outputs(
+    network: models.Network, params: models.Params, batch: Any
+) -> list[jax.Array]:
+    """Logits of the rows of sequence heads and those of token heads."""
+    model, tasks, tokens = network.bind(params), batch["task_ids"], batch["encoder_input_tokens"]
     token = np.array([head.kind == "token_classification" for head in network.config.heads], bool)
-    if not has_heads:
+    states = model.encode(tokens, batch["encoder_segment_ids"], tasks if token.size else None)
+    if not token.size:
         return [states]
     found = []
     if not token.all():
@@ -61,18 +64,23 @@ def _multitask_logits(network: models.Network, params: models.Params, batch: Any
     return found
 
 
-_OUTPUTS = {"t5": _t5_logits, "deberta": _multitask_logits}
+_OUTPUTS = {"t5": _t5_outputs, "deberta": _multitask_outputs}
 
 
-def _random_batch(vocab_size: int, tasks: int, seed: int) -> dict[str, np.ndarray]:
-    """Two rows for each task, none with [CLS] inside."""
+def _random_batch(config: cfg.Model, seed: int) -> dict[str, np.ndarray]:
+    """Two rows for each task; those of a DeBERTa begin with [CLS], which is nowhere else."""
     rng = np.random.default_rng(seed)
-    task_ids = np.repeat(np.arange(tasks, dtype=np.int32), 2)
-    inputs, targets = (rng.integers(0, vocab_size, (2 * tasks, n), dtype=np.int32) for n in (24, 8))
+    rows = 2 * max(1, len(config.heads))
+    inputs, targets = (
+        rng.integers(0, config.vocab_size, (rows, n), dtype=np.int32) for n in (24, 8)
+    )
+    if config.architecture == "deberta":
+        inputs[inputs == deberta_names.CLS_ID] = config.pad_token_id
+        inputs[:, 0] = deberta_names.CLS_ID
     return {
         "encoder_input_tokens": inputs,
         "encoder_segment_ids": np.ones_like(inputs),
         "decoder_input_tokens": targets,
         "decoder_segment_ids": np.ones_like(targets),
-        "task_ids": task_ids,
+        "task_ids": np.arange(rows, dtype=np.int32) // 2,
     }

@@ -17,6 +17,7 @@ from t0jax.config.heads import head_group
 from t0jax.convert import published
 from t0jax.convert.entries import Entry, table_of
 from t0jax.convert.files import ConvertError, Source, Tensor, check_vocabulary, write_json
+from t0jax.data.structured.pieces import PairPieces
 from t0jax.models import heads as head_banks
 
 MODEL_TYPES = ("deberta-v2",)
@@ -108,7 +109,9 @@ def find_tensors(source: Source, config: cfg.Model) -> dict[str, Tensor]:
         ConvertError: the files are damaged, or those of the adapters do not fit beside them.
     """
     tensors = {_full_name(name): tensor for name, tensor in source.tensors.items()}
-    unread = [name for name in tensors if UNUSED.match(name) or published.HEAD_TENSOR.fullmatch(name)]
+    unread = [
+        name for name in tensors if UNUSED.match(name) or published.HEAD_TENSOR.fullmatch(name)
+    ]
     heads = published.find_tensors(source)
     if heads or not config.heads:  # the main classifier is one of theirs, or of no task
         unread += CLASSIFIER
@@ -251,7 +254,9 @@ def _stock_heads(source: Source) -> tuple[cfg.Head, ...]:
             "regression" if len(labels) == 1 else "single_label_classification"
         )
         if problem not in _PROBLEMS:
-            raise ConvertError(f"{path}: problem_type {problem!r} is none of {', '.join(_PROBLEMS)}")
+            raise ConvertError(
+                f"{path}: problem_type {problem!r} is none of {', '.join(_PROBLEMS)}"
+            )
         kind = _PROBLEMS[problem]
     if kind in ("regression", "multiple_choice"):
         labels = ()
@@ -329,12 +334,12 @@ def write_settings(folder: Path, config: cfg.Model) -> None:
 
 def write_tokenizer(folder: Path, model_file: Path, config: cfg.Model) -> None:
     """`spm.model` and what makes `AutoTokenizer` read it as DeBERTa-v3's."""
-    from t0jax.data.structured.pieces import PairPieces
-
-    mask = PairPieces(model_file).size
-    check_vocabulary(mask + 1, config, model_file)
+    pieces = PairPieces(model_file)
+    check_vocabulary(pieces.size, config, model_file)
     shutil.copyfile(model_file, folder / VOCABULARY_FILE)
-    special = {f"{name}_token": f"[{name.upper()}]" for name in ("cls", "sep", "unk", "pad", "mask")}
+    special = {
+        f"{name}_token": f"[{name.upper()}]" for name in ("cls", "sep", "unk", "pad", "mask")
+    }
     special |= {"bos_token": "[CLS]", "eos_token": "[SEP]"}
     settings = {
         "tokenizer_class": "DebertaV2Tokenizer",
@@ -345,4 +350,4 @@ def write_tokenizer(folder: Path, model_file: Path, config: cfg.Model) -> None:
     }
     write_json(folder / "tokenizer_config.json", settings | special)
     write_json(folder / "special_tokens_map.json", special)
-    write_json(folder / "added_tokens.json", {"[MASK]": mask})
+    write_json(folder / "added_tokens.json", {"[MASK]": pieces.mask_id})

@@ -138,7 +138,7 @@ def read_heads(source: Source) -> Bank | None:
     kinds = _kinds(about, tasks, sizes, source.known, where)
     marks = _marks(tensors, kinds)
     labels = _labels(about, tasks, kinds, sizes, source.known)
-    _name_main(labels, marks, source, tensors)
+    _name_main(labels, marks, source)
     groups = _said_groups(about, tasks, marks, where) or _found_groups(tasks, kinds, labels, marks)
     heads = [
         cfg.Head(task, kind, _full(kind, names, size), group)
@@ -167,7 +167,9 @@ def _names(about: Mapping[str, Any], tensors: Mapping[str, Tensor], where: Path)
     count = len({match[1] for match in found if match[1] is not None})
     tasks = about.get("tasks")
     if not isinstance(tasks, list) or not all(isinstance(task, str) for task in tasks):
-        raise ConvertError(f"{where}: config.json names no tasks; heads are known by its list `tasks`")
+        raise ConvertError(
+            f"{where}: config.json names no tasks; heads are known by its list `tasks`"
+        )
     if len(tasks) != count:
         raise ConvertError(f"{where}: config.json names {len(tasks)} tasks for {count} classifiers")
     names: list[str] = []
@@ -263,20 +265,16 @@ def _labels(
     return labels
 
 
-def _name_main(
-    labels: list[tuple[str, ...]],
-    marks: Sequence[str],
-    source: Source,
-    tensors: Mapping[str, Tensor],
-) -> None:
+def _name_main(labels: list[tuple[str, ...]], marks: Sequence[str], source: Source) -> None:
     """Gives `id2label`, the main classifier's, to the tasks without names that share its weights."""
-    names, main = names_by_number(source.config.get("id2label")), source.tensors.get("classifier.weight")
-    if main is None or len(main.shape) != 2 or len(names) != main.shape[0] or names == unnamed(len(names)):
+    names = names_by_number(source.config.get("id2label"))
+    main = source.tensors.get("classifier.weight")
+    if main is None or len(names) < 2 or names == unnamed(len(names)):
         return
-    mark = _digest(main)
-    for task, own in enumerate(marks):
-        if own == mark and not labels[task] and len(names) > 1:
-            labels[task] = names
+    if main.shape[:1] == (len(names),):
+        mark = _digest(main)
+        for task, own in enumerate(marks):
+            labels[task] = names if own == mark and not labels[task] else labels[task]
 
 
 def _said_groups(
@@ -285,8 +283,11 @@ def _said_groups(
     said = about.get("groups")
     if said is None:
         return None
-    if not isinstance(said, list) or len(said) != len(tasks) or not all(isinstance(g, str) for g in said):
-        raise ConvertError(f"{where}: config.json's `groups` is no list of {len(tasks)} names, one a task")
+    texts = isinstance(said, list) and all(isinstance(group, str) for group in said)
+    if not texts or len(said) != len(tasks):
+        raise ConvertError(
+            f"{where}: config.json's `groups` is no list of {len(tasks)} names, one a task"
+        )
     firsts: dict[str, int] = {}
     for task, group in enumerate(said):
         first = firsts.setdefault(group, task) if group else task

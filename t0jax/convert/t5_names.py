@@ -99,7 +99,8 @@ _SAME_KEYS = (
 )
 _T5_DEFAULTS = {"d_ff": 2048, "num_layers": 6, "num_heads": 8}
 """T5Config's values for absent keys where they differ from `config.Model`'s, which are v1.1 small's."""
-_DEBERTA_FIELDS = ("position_buckets", "max_relative_positions", "task_embedding", "heads")
+DEBERTA_FIELDS = ("position_buckets", "max_relative_positions", "task_embedding", "heads")
+"""Fields of `config.Model` that no T5 has."""
 
 
 def read_config(source: Source) -> cfg.Model:
@@ -145,7 +146,7 @@ def hf_config(config: cfg.Model, dtype: str) -> dict[str, Any]:
 def as_read(config: cfg.Model) -> cfg.Model:
     """`config` as `read_config` finds it in an export."""
     defaults = {field.name: field.default for field in dataclasses.fields(cfg.Model)}
-    plain = {name: defaults[name] for name in _DEBERTA_FIELDS}
+    plain = {name: defaults[name] for name in DEBERTA_FIELDS}
     return dataclasses.replace(config, num_decoder_layers=config.decoder_layers, **plain)
 
 

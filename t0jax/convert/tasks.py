@@ -117,13 +117,25 @@ def task_config(config: cfg.Model, number: int) -> cfg.Model:
     return dataclasses.replace(config, heads=(head,), task_embedding=False)
 
 
+def main_task(config: cfg.Model) -> str:
+    """The task that an export of the whole model is as a stock model; see `published.main_task`.
+
+    Raises:
+        ConvertError: the model has no heads.
+    """
+    if not config.heads:
+        raise ConvertError("the model has no heads, so no task to be the main one")
+    return config.heads[published.main_task(config.heads)].task
+
+
 def _number(config: cfg.Model, task: str) -> int:
     tasks = [head.task for head in config.heads]
     if task in tasks:
         return tasks.index(task)
     near = difflib.get_close_matches(task, tasks, n=3, cutoff=0.3) or tasks[:3]
     raise ConvertError(
-        f"the model has no task {task!r}; " + (f"near it: {', '.join(near)}" if near else "it has none")
+        f"the model has no task {task!r}; "
+        + (f"near it: {', '.join(near)}" if near else "it has none")
     )
 
 

@@ -49,9 +49,27 @@ class LayerNorm(nnx.Module):
         return (y * self.scale[...] + self.bias[...]).astype(x.dtype)
 
 
+@jax.custom_vjp
 def gelu(x: jax.Array) -> jax.Array:
-    """x Phi(x) with the exact error function, element-wise."""
-    return 0.5 * x * (1.0 + jax.lax.erf(x * jnp.asarray(np.sqrt(0.5), x.dtype)))
+    """x Phi(x) with the exact error function, element-wise; its derivative keeps `x` alone."""
+    return x * _phi(x)
+
+
+def _phi(x: jax.Array) -> jax.Array:
+    """Share of a standard normal below `x`."""
+    return 0.5 * (1.0 + jax.lax.erf(x * np.sqrt(0.5).astype(x.dtype)))
+
+
+def _gelu_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return gelu(x), x
+
+
+def _gelu_backward(x: jax.Array, cotangent: jax.Array) -> tuple[jax.Array]:
+    density = jnp.exp(-0.5 * x * x) * np.sqrt(0.5 / np.pi).astype(x.dtype)
+    return (cotangent * (_phi(x) + x * density),)
+
+
+gelu.defvjp(_gelu_forward, _gelu_backward)
 
 
 class Mlp(nnx.Module):

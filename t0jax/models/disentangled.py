@@ -60,6 +60,51 @@ def diagonals(x: jax.Array) -> jax.Array:
     return cut.reshape(*lead, length, width - 1)[..., :length] if length > 1 else x  # [..., L, L]
 
 
+def from_diagonals(x: jax.Array) -> jax.Array:
+    """The transpose of `diagonals`: [..., L, L] -> [..., L, C] with zeros where it does not read."""
+    *lead, length, _ = x.shape
+    before = [(0, 0)] * len(lead)
+    wide = jnp.pad(x, [*before, (0, 0), (0, max(0, length - 2))])  # [..., L, C - 1]
+    flat = wide.reshape(*lead, -1)  # [..., L * (C - 1)]
+    flat = jnp.pad(flat, [*before, (length - 1, min(1, length - 1))])  # [..., L * C]
+    return flat.reshape(*lead, length, -1)  # [..., L, C]
+
+
+@jax.custom_vjp
+def distance_scores(states: jax.Array, table: jax.Array) -> jax.Array:
+    """Products of each position with the embedding of its distance to every other, float32.
+
+    Args:
+        states: [H, B, L, K].
+        table: [H, C, K], column c for other position - own position = c - L + 1.
+
+    Returns:
+        [H, B, L, L], own position first. Its derivative is JAX's own but for one thing: the table's is a product with
+        `states`, and not with the C / K times larger diagonals, turned (scripts/bench multitask: those copies took a
+        tenth of a training step on a CPU).
+    """
+    return diagonals(einsum_float32("hbik,hck->hbic", states, table))
+
+
+def _distance_forward(
+    states: jax.Array, table: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return distance_scores(states, table), (states, table)
+
+
+def _distance_backward(
+    operands: tuple[jax.Array, jax.Array], cotangent: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    states, table = operands
+    by_distance = from_diagonals(cotangent.astype(states.dtype))  # [H, B, L, C]
+    by_states = jnp.einsum("hbic,hck->hbik", by_distance, table)  # [H, B, L, K]
+    by_table = jnp.einsum("hbik,hbic->hkc", states, by_distance)  # [H, K, C]
+    return by_states, by_table.swapaxes(1, 2)
+
+
+distance_scores.defvjp(_distance_forward, _distance_backward)
+
+
 class DisentangledAttention(nnx.Module):
     """Projections with biases, attention over content and distance, output projection."""
 
@@ -101,8 +146,7 @@ class DisentangledAttention(nnx.Module):
         pq = self._split(relative, self.query, self.query_bias)[:, 0][:, places[::-1]]
         pq = pq * jnp.asarray(scale, x.dtype)  # [H, C, K], for distances 1 - L, ..., L - 1
         scores = einsum_float32("hbik,hbjk->hbij", q, k)  # [H, B, L, L]
-        scores += diagonals(einsum_float32("hbik,hck->hbic", q, pk))
-        scores += diagonals(einsum_float32("hbjk,hck->hbjc", k, pq)).swapaxes(-1, -2)
+        scores += distance_scores(q, pk) + distance_scores(k, pq).swapaxes(-1, -2)
         y = self._mix(scores, v, visible, weights_key)  # [H, B, L, K]
         y = y.transpose(1, 2, 0, 3).reshape(x.shape)  # [B, L, D]
         y = constrain(y, "batch", "length", "heads")

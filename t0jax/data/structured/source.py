@@ -15,11 +15,14 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
-from t0jax.data.rows import DataUnavailable, available_splits
+from t0jax.data.rows import DatasetSpec, DataUnavailable
 from t0jax.data.structured.records import SPLITS, Example, Record, RecordError
 from t0jax.data.structured.rows import StructuredRows
 
 FEATURES = ("sentence1", "sentence2", "labels")
+
+_NAMES: dict[str, str] = {}
+"""{task's id: its name in seqio}."""
 
 
 class StructuredSource(seqio.DataSource):
@@ -36,14 +39,14 @@ class StructuredSource(seqio.DataSource):
         super().__init__(splits=SPLITS)
 
     @property
+    def spec(self) -> DatasetSpec:
+        """The data set."""
+        return self.record.spec
+
+    @property
     def splits(self) -> Sequence[str]:
         """Names of the splits: those with files, of local data; those declared, of the Hub's."""
-        try:
-            there = available_splits(self.record.spec, self.local_dir)
-        except DataUnavailable:
-            there = None
-        pairs = zip(SPLITS, self.record.splits, strict=True)
-        return tuple(name for name, held in pairs if held and (there is None or held in there))
+        return self.record.splits_there(self.local_dir)
 
     def rows(
         self,
@@ -138,6 +141,7 @@ def add_task(
                 f"the id is taken: task {other!r} is registered as {task.source}; give the record another `name`",
             )
         return task
+    _NAMES[record.name] = name
     return seqio.TaskRegistry.add(
         name, source=source, preprocessors=[], output_features=_features(), metric_fns=[]
     )
@@ -145,11 +149,8 @@ def add_task(
 
 def _same_id(task_id: str) -> str | None:
     """The seqio name of the registered structured task of this id."""
-    for name in seqio.TaskRegistry.names():
-        source = seqio.TaskRegistry.get(name).source
-        if isinstance(source, StructuredSource) and source.record.name == task_id:
-            return name
-    return None
+    name = _NAMES.get(task_id)
+    return name if name in seqio.TaskRegistry.names() else None
 
 
 def _features() -> dict[str, seqio.Feature]:
