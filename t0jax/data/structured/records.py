@@ -5,7 +5,7 @@
                             choices=("answer0", "answer1", "answer2", "answer3"))
 
 `Record.example(row)` reads a row. A row that cannot be read is an error that names the task, the row, the value and a
-way out; a row whose label the data set does not tell (-1, "", None) gives none. Nothing here opens a data set.
+way out; a row whose label the data set does not tell (-1, "", None) gives none.
 """
 
 import functools
@@ -17,7 +17,15 @@ from typing import Any
 
 from t0jax.config import Head, HeadKind, UserError
 from t0jax.config.heads import head_group
-from t0jax.data.rows import HIDDEN, DatasetSpec
+from t0jax.data.rows import (
+    HIDDEN,
+    DatasetSpec,
+    DataUnavailable,
+    Rows,
+    available_splits,
+    data_files,
+    open_rows,
+)
 from t0jax.data.structured.fields import (
     BadRow,
     Field,
@@ -31,6 +39,7 @@ from t0jax.data.structured.fields import (
     read_text,
     shown,
 )
+from t0jax.data.structured.parts import find_part
 
 __all__ = [
     "SPLITS",
@@ -91,8 +100,8 @@ class Record:
     name: str = ""
     """The task's id, as users see it; the data set's name when empty."""
     splits: tuple[str | None, str | None, str | None] = SPLITS
-    """Names in the data of the splits train, validation and test; None for one it does not have. Never cut anew:
-    official development sets stay whole."""
+    """Names in the data of the splits train, validation and test; None for one it does not have. Never cut anew, so
+    official development sets stay whole, unless it says so: `dev[:80%]` is a part of one (`parts.find_part`)."""
     differs: str = ""
     """How the task differs from tasksource's, and why."""
     where: Any = None
@@ -128,6 +137,27 @@ class Record:
     def head(self) -> Head:
         """The head that answers the task."""
         return Head(self.name, self.kind, self.names, head_group(self.kind, self.names))
+
+    def splits_there(self, local_dir: str = "") -> tuple[str, ...]:
+        """Of train, validation and test: those with files, of local data; those declared, of the Hub's."""
+        try:
+            there = available_splits(self.spec, local_dir)
+        except DataUnavailable:
+            there = None
+        held = [(name, split) for name, split in zip(SPLITS, self.splits, strict=True) if split]
+        return tuple(n for n, split in held if there is None or find_part(split).split in there)
+
+    def open(self, split: str, local_dir: str = "") -> Rows:
+        """All rows of a split, by its name in the data; for records whose data has a format of its own to override.
+
+        Raises:
+          DataUnavailable, DataError: as `rows.open_rows`.
+        """
+        return open_rows(self.spec, split, local_dir)
+
+    def files(self, split: str, local_dir: str = "") -> list[str]:
+        """The files of a split, by its name in the data. Raises as `rows.data_files`."""
+        return data_files(self.spec, split, local_dir)
 
     @property
     def columns(self) -> frozenset[str] | None:

@@ -6,14 +6,8 @@ import zlib
 from dataclasses import dataclass
 from typing import Any
 
-from t0jax.data.rows import (
-    DataError,
-    DatasetSpec,
-    Rows,
-    SplitUnavailable,
-    data_files,
-    open_rows,
-)
+from t0jax.data.rows import DataError, DatasetSpec, Rows, SplitUnavailable
+from t0jax.data.structured.parts import Part, find_part
 from t0jax.data.structured.records import SPLITS, Example, Record, RecordError
 
 
@@ -65,7 +59,7 @@ class StructuredRows:
           DataUnavailable, DataError: as `open_rows`.
           RecordError: a column is not there.
         """
-        rows = open_rows(self.spec, self.split_in_data, self.local_dir)
+        rows = self.record.open(self._part.split, self.local_dir)
         columns = self.record.columns
         try:
             return rows if columns is None else rows.select(sorted(columns), self.spec)
@@ -77,17 +71,27 @@ class StructuredRows:
         _ = self.rows
         return self
 
+    @functools.cached_property
+    def _part(self) -> Part:
+        return find_part(self.split_in_data)
+
+    @functools.cached_property
+    def _numbers(self) -> range:
+        """Rows of the data that are read: all, or those of a part of the split."""
+        return self._part.numbers(len(self.rows))
+
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self._numbers)
 
     def __getitem__(self, index: int) -> Example | None:
-        """Raises RecordError, naming the task and the row, for one that is not as declared."""
-        seed = zlib.crc32(f"{self.seed}:{self.split}:{index}".encode())
-        return self.record.example(self.rows[index], seed, self.max_choices, number=index)
+        """Raises RecordError, naming the task and the row in the data, for one that is not as declared."""
+        number = self._numbers[index]
+        seed = zlib.crc32(f"{self.seed}:{self.split}:{number}".encode())
+        return self.record.example(self.rows[number], seed, self.max_choices, number=number)
 
     def data_files(self) -> list[str]:
         """The files that the rows come from."""
-        return data_files(self.spec, self.split_in_data, self.local_dir)
+        return self.record.files(self._part.split, self.local_dir)
 
     def data_sizes(self) -> list[int]:
         """Bytes of each file: alike for copies of the same data."""

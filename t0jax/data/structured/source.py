@@ -15,7 +15,7 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
-from t0jax.data.rows import DatasetSpec, DataUnavailable, available_splits
+from t0jax.data.rows import DatasetSpec, DataUnavailable
 from t0jax.data.structured.records import SPLITS, Example, Record, RecordError
 from t0jax.data.structured.rows import StructuredRows
 
@@ -46,12 +46,7 @@ class StructuredSource(seqio.DataSource):
     @property
     def splits(self) -> Sequence[str]:
         """Names of the splits: those with files, of local data; those declared, of the Hub's."""
-        try:
-            there = available_splits(self.record.spec, self.local_dir)
-        except DataUnavailable:
-            there = None
-        pairs = zip(SPLITS, self.record.splits, strict=True)
-        return tuple(name for name, held in pairs if held and (there is None or held in there))
+        return self.record.splits_there(self.local_dir)
 
     def rows(
         self,
