@@ -36,7 +36,7 @@ class Loop:
     checkpoints: checkpoint.Checkpoints
     history: History
     sinks: list[metrics.Sink]
-    evaluator: evaluate.Evaluator | evaluate.TextEvaluator | None
+    evaluator: evaluate.Evaluation | None
     shares: int
     """Groups of processes that read different rows."""
 
@@ -45,7 +45,7 @@ class Loop:
         self.began, self.waited = time.monotonic(), False
         self.position: dict[str, Any] = {}
         self.pending: list[dict[str, jax.Array]] = []
-        self.meter = metrics.Meter(self.config.model, self.config.data, self.config.train.steps)
+        self.meter = metrics.Meter(self.config.train.steps)
 
     def run(self, state: State, preemption: Preemption) -> Results | None:
         """From the state's step to `train.steps`; saves at the end and on SIGTERM.
@@ -97,7 +97,7 @@ class Loop:
         """One step on the next batch: the new state, and what it reports, which is kept for the log."""
         number = self.step + 1
         with processes.watching(f"reading the batch of step {number}"):
-            batch, (rows, tokens, cut, self.position) = next(batches)
+            batch, (flops, tokens, cut, self.position) = next(batches)
         if not self.waited:
             self.waited = True
             note(
@@ -107,7 +107,7 @@ class Loop:
             state, report = self.step_fn(state, batch)
         self.step = number
         self.pending.append({**report, **cut})
-        self.meter.add(rows * self.shares, tokens * self.shares)
+        self.meter.add(flops * self.shares, tokens * self.shares)
         return state, report
 
     def conclude(self, state: State, preemption: Preemption) -> Results | None:
@@ -141,20 +141,11 @@ class Loop:
         return saved and self.evaluates and self.evaluator is not None
 
     def read(self) -> Iterator[tuple[dict[str, np.ndarray], Any]]:
-        """This process's rows with their counts and the data position after them."""
+        """This process's rows with what is counted of them and the data position after them."""
         for batch in self.loader:
-            sides = ("encoder_segment_ids", "decoder_segment_ids")
-            tokens = float(sum(np.count_nonzero(batch[side]) for side in sides))
-            yield batch, (len(batch[sides[0]]), tokens, self._cut_share(batch), self.loader.state())
+            flops = metrics.step_flops(self.config.model, batch)
+            yield batch, (flops, *self.loader.counts(batch), self.loader.state())
         raise ConfigError(f"the data of {self.config.data.mixture} ended before train.steps")
-
-    def _cut_share(self, batch: dict[str, np.ndarray]) -> dict[str, float]:
-        """Share of this process's examples whose text was too long, where the reader knows."""
-        if self.loader.cut_examples is None:
-            return {}
-        right = batch["decoder_segment_ids"] * (batch["decoder_loss_weights"] > 0)
-        examples = sum(len(np.unique(row[row > 0])) for row in right)
-        return {"cut": self.loader.cut_examples / max(1, examples)}
 
     def flush(self) -> None:
         """Every pending step's numbers to the sinks, one line on them to stdout; stops a diverged run."""

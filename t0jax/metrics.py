@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import jax
+import numpy as np
 
 from t0jax import config as config_lib
 
@@ -62,6 +63,25 @@ def forward_flops(model: config_lib.Model, inputs: int, targets: int) -> float:
 def train_flops(model: config_lib.Model, inputs: int, targets: int) -> float:
     """Of one row's forward and backward pass; recomputation by `remat` does not count."""
     return 3 * forward_flops(model, inputs, targets)
+
+
+def encoder_flops(model: config_lib.Model, length: int) -> float:
+    """Multiply-adds x 2 of a DeBERTa row's forward pass, padding included, heads and pooler not.
+
+    Besides attention's own two products each query meets the relative embeddings of all 2 L - 1 distances, and so does
+    each key.
+    """
+    d = model.d_model
+    linear = 2 * (4 * d * d + 2 * d * model.d_ff) * length
+    return model.num_layers * (linear + 4 * length**2 * d + 4 * length * (2 * length - 1) * d)
+
+
+def step_flops(model: config_lib.Model, batch: Mapping[str, np.ndarray]) -> float:
+    """Of the forward and backward pass of a batch's rows, padding included."""
+    rows, inputs = batch["encoder_input_tokens"].shape
+    if model.architecture == "deberta":
+        return 3 * rows * encoder_flops(model, inputs)
+    return rows * train_flops(model, inputs, batch["decoder_input_tokens"].shape[1])
 
 
 def peak_flops() -> float | None:
@@ -174,8 +194,7 @@ def open_sinks(config: config_lib.Config, run_dir: Path, resume_step: int) -> li
 class Meter:
     """Rates between two log lines."""
 
-    def __init__(self, model: config_lib.Model, data: config_lib.Data, steps: int) -> None:
-        self._flops_per_row = train_flops(model, data.input_length, data.target_length)
+    def __init__(self, steps: int) -> None:
         self._steps = steps
         self._peak = peak_flops()
         self.restart()
@@ -183,11 +202,11 @@ class Meter:
     def restart(self) -> None:
         """Forgets what was counted: called after compiling, evaluating and saving, which are not steps."""
         self._since = time.monotonic()
-        self._counted = dict.fromkeys(("steps", "rows", "tokens"), 0.0)
+        self._counted = dict.fromkeys(("steps", "flops", "tokens"), 0.0)
 
-    def add(self, rows: float, tokens: float) -> None:
-        """One step's rows and non-padding tokens, inputs and targets together."""
-        for name, value in (("steps", 1), ("rows", rows), ("tokens", tokens)):
+    def add(self, flops: float, tokens: float) -> None:
+        """One step's model FLOPs and non-padding tokens, inputs and targets together."""
+        for name, value in (("steps", 1), ("flops", flops), ("tokens", tokens)):
             self._counted[name] += value
 
     def rates(self, step: int) -> dict[str, float]:
@@ -199,7 +218,7 @@ class Meter:
             "tokens_per_s": counted["tokens"] / seconds,
         }
         if self._peak:
-            rates["mfu"] = counted["rows"] * self._flops_per_row / seconds / self._peak
+            rates["mfu"] = counted["flops"] / seconds / self._peak
         if counted["steps"]:
             rates["eta_s"] = (self._steps - step) * seconds / counted["steps"]
         self.restart()

@@ -28,6 +28,8 @@ AXES: dict[str, str | tuple[str, ...] | None] = {
     "length": None,
     "layers": None,
     "relpos_buckets": None,
+    "tasks": None,
+    "labels": None,
 }
 """Logical axis -> mesh axes. The seed is t5x's standard table (t5x/partitioning.py)."""
 

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from t0jax import models, optim, sharding
+from t0jax import models, objectives, optim, sharding
 from t0jax.config import Config
-from t0jax.objectives import text_to_text
+from t0jax.objectives import Objective
 
 COUNTERS = ("step", "bad_in_row", "skipped")
 
@@ -20,9 +20,6 @@ Batch = dict[str, jax.Array]
 
 Step = Callable[[State, Batch], tuple[State, dict[str, jax.Array]]]
 """(state, batch) -> (state, float32 scalars to report)."""
-
-Objective = Callable[[models.Params, Batch, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
-"""(params, micro-batch, dropout key) -> (summed loss, sums with `normalizer`)."""
 
 
 def state_shardings(
@@ -69,30 +66,6 @@ def init_state(
     zeros = jax.jit(lambda: dict.fromkeys(COUNTERS, jnp.int32(0)), out_shardings=where["counters"])
     moments = jax.jit(optimizer.init, out_shardings=where["optimizer"])(params)
     return {"params": params, "optimizer": moments, "counters": zeros()}
-
-
-def make_objective(config: Config, network: models.Network, step: jax.Array | int) -> Objective:
-    """The loss of this configuration, as it is at this step, as a function of (params, batch, key)."""
-
-    def objective(params, batch, key):
-        return text_to_text.loss_sums(
-            network,
-            params,
-            batch,
-            key if config.model.dropout_rate else None,
-            z_loss=config.train.z_loss,
-            normalization=config.train.loss_normalization,
-            ul_weight=_ul_weight(config, step),
-            ul_eps=config.train.ul_eps,
-        )
-
-    return objective
-
-
-def _ul_weight(config: Config, step: jax.Array | int) -> jax.Array | float:
-    """`train.ul_weight`, reached in equal steps at step `ul_ramp_steps - 1`; steps count from 0."""
-    weight, ramp = config.train.ul_weight, config.train.ul_ramp_steps
-    return weight * jnp.minimum(1.0, (step + 1) / ramp) if ramp > 0 else weight
 
 
 def accumulate(
@@ -147,11 +120,12 @@ def jit_step(
     """
     schedule = optim.make_schedule(config.optimizer, config.train.steps)
     base_key = jax.random.fold_in(jax.random.key(config.train.seed), 1)
+    learned = objectives.of(network)
 
     def step(state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
         counters = state["counters"]
         key = jax.random.fold_in(base_key, counters["step"])
-        objective = make_objective(config, network, counters["step"])
+        objective = learned.objective(config, network, counters["step"])
         grads, sums = accumulate(
             objective, state["params"], batch, key, config.train.grad_accumulation
         )
@@ -173,21 +147,15 @@ def jit_step(
             "bad_in_row": (counters["bad_in_row"] + 1) * bad,
             "skipped": counters["skipped"] + bad,
         }
-        tokens = jnp.maximum(sums["target_tokens"], 1.0)
         report = {
             "loss": loss,
-            "nll": sums["nll"] / tokens,
-            "accuracy": sums["correct"] / tokens,
+            **learned.report(sums),
             "grad_norm": norm,
             # Skipped steps do not move the optimizer's own count.
             "learning_rate": jnp.float32(schedule(counters["step"] - counters["skipped"])),
-            "target_tokens": sums["target_tokens"],
-            "examples": sums["examples"],
             "skipped": new["counters"]["skipped"].astype(jnp.float32),
             "bad_in_row": new["counters"]["bad_in_row"].astype(jnp.float32),
         }
-        if "unlikelihood" in sums:
-            report["ul"] = sums["unlikelihood"] / jnp.maximum(sums["wrong_tokens"], 1e-9)
         return new, report
 
     # Said, not inferred: the next step takes the state as it is, and so does a run resumed from it.

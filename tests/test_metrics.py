@@ -50,9 +50,8 @@ def test_resumed_metric_file_reads_as_if_never_stopped(tmp_path):
 
 
 def test_log_line_says_what_a_watcher_needs():
-    model, data = config.Model(), config.Data(batch_size=8)
-    meter = metrics.Meter(model, data, steps=100)
-    meter.add(rows=8, tokens=1000)
+    meter = metrics.Meter(steps=100)
+    meter.add(flops=1e9, tokens=1000)
     rates = meter.rates(step=50)
     assert rates["tokens_per_s"] == pytest.approx(1000 * rates["steps_per_s"])
     values = {"loss": 2.0, "accuracy": 0.5, "learning_rate": 1e-3, "grad_norm": 1.0, **rates}

@@ -73,6 +73,20 @@ class Loader(abc.ABC):
     def __next__(self) -> Batch:
         """The next batch: this process's rows. Raises ReadError naming the task and row that fail."""
 
+    def counts(self, batch: Batch) -> tuple[float, dict[str, float]]:
+        """Of the last batch returned: tokens that are no padding, and what else is to be told of it.
+
+        `cut` is the share of its examples whose text was too long, where that is known.
+        """
+        tokens = sum(
+            np.count_nonzero(batch[f"{side}_segment_ids"]) for side in ("encoder", "decoder")
+        )
+        if self.cut_examples is None:
+            return float(tokens), {}
+        right = batch["decoder_segment_ids"] * (batch["decoder_loss_weights"] > 0)
+        examples = sum(len(np.unique(row[row > 0])) for row in right)
+        return float(tokens), {"cut": self.cut_examples / max(1, examples)}
+
     @abc.abstractmethod
     def state(self) -> dict[str, Any]:
         """The place after the last batch returned, ready for JSON."""

@@ -21,6 +21,7 @@ from t0jax.data.missing import report
 from t0jax.data.reading import Stream, Task, read_texts, render
 from t0jax.data.registry import find_tasks, holds_structured, reads_by_index
 from t0jax.data.rows import DataUnavailable, PromptedRows
+from t0jax.data.shares import weight
 from t0jax.data.shots import draw_shots
 from t0jax.data.structured.loader import (
     find_records,
@@ -197,9 +198,8 @@ def _make_task(name: str, rate: float, source: Any, data: config.Data) -> Task:
         raise DataUnavailable(source.spec.name, f"split {data.split!r} is empty")
     chosen = draw_shots(f"{rows.spec.name}/{rows.split}", len(rows), data.num_shots, data.seed)
     length = len(chosen) or len(rows)
-    weight = rate if data.rates == "registered" else float(length)
     identity = _identity(view, source.seed, rows)
-    return Task(name, rows, length, weight, find_view(view), identity, chosen)
+    return Task(name, rows, length, weight(data, rate, length), find_view(view), identity, chosen)
 
 
 def _has_words(task: Task) -> bool:

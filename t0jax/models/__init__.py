@@ -11,7 +11,14 @@ import jax.numpy as jnp
 from flax import nnx
 
 from t0jax import config as cfg
+from t0jax.models.deberta import MultitaskEncoder
 from t0jax.models.t5 import T5
+
+ARCHITECTURES: dict[str, type[T5] | type[MultitaskEncoder]] = {
+    "t5": T5,
+    "deberta": MultitaskEncoder,
+}
+"""`model.architecture` -> the module."""
 
 Params = dict[str, Any]
 """Nested dict of float32 arrays, named as the modules are; stacks have a leading axis, the layers."""
@@ -37,8 +44,8 @@ class Network:
         """Random parameters; pure, so that it can be jitted with sharded outputs."""
         return _plain(nnx.state(_construct(self.config, key), nnx.Param), lambda p: p[...])
 
-    def bind(self, params: Params) -> T5:
-        """The network over `params` (arrays, or tracers under `jit` and `grad`). Cheap.
+    def bind(self, params: Params) -> Any:
+        """The module of `config.architecture` over `params` (arrays, or tracers under `jit` and `grad`). Cheap.
 
         Raises:
             ValueError: when `params` is not a tree of this architecture.
@@ -89,8 +96,14 @@ def _bit_sums(leaves: list[jax.Array]) -> list[jax.Array]:
     return [bit_sum(x) for x in leaves]
 
 
-def _construct(config: cfg.Model, key: jax.Array) -> T5:
-    return T5(config, nnx.Rngs(params=key))
+def _construct(config: cfg.Model, key: jax.Array) -> T5 | MultitaskEncoder:
+    module = ARCHITECTURES.get(config.architecture)
+    if module is None:
+        known = ", ".join(ARCHITECTURES)
+        raise cfg.ConfigError(
+            f"unknown model.architecture {config.architecture!r}; it is one of {known}"
+        )
+    return module(config, nnx.Rngs(params=key))
 
 
 def _plain(state: nnx.State, read: Callable[[nnx.Param], Any]) -> Params:

@@ -1,12 +1,13 @@
-"""The parts of T5 that are not attention: parameters, dropout, norm, embedding, feed-forward.
+"""The parts of a network that are not attention: parameters, dropout, norm, embedding, feed-forward, stacks.
 
 Shapes: B rows, L length, D d_model, F d_ff, V vocabulary. Parameters are float32; a product is
 computed in the configured dtype. Every layer's parameters live in stacks with a leading `layers` axis.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,9 @@ from flax import nnx
 
 from t0jax import config as cfg
 from t0jax.sharding import constrain
+
+Noise = Sequence[jax.Array | None]
+"""A block's dropout factors, one array for each thing it drops; all None without dropout."""
 
 
 def parameter(
@@ -35,6 +39,13 @@ def ones(shape: tuple[int, ...], axes: tuple[str, ...], layers: int = 0) -> nnx.
     if layers:
         shape, axes = (layers, *shape), ("layers", *axes)
     return nnx.Param(jnp.ones(shape, jnp.float32), logical_axes=axes)
+
+
+def zeros(shape: tuple[int, ...], axes: tuple[str, ...], layers: int = 0) -> nnx.Param:
+    """A float32 parameter of zeros; `layers` as in `parameter`."""
+    if layers:
+        shape, axes = (layers, *shape), ("layers", *axes)
+    return nnx.Param(jnp.zeros(shape, jnp.float32), logical_axes=axes)
 
 
 def split_key(key: jax.Array | None, n: int) -> list[jax.Array | None]:
@@ -65,6 +76,20 @@ def dropout(x: jax.Array, noise: jax.Array | None) -> jax.Array:
     trained that way, and the random numbers cost next to nothing.
     """
     return x if noise is None else x * noise[:, None].astype(x.dtype)
+
+
+def drop(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+    """`x` with every element zeroed with probability `rate`, the others divided by 1 - rate; `x` without a key.
+
+    Each random word decides on two elements: 16 bits are `rate` to within 1e-5.
+    """
+    if key is None or rate == 0.0:
+        return x
+    *lead, size = x.shape
+    words = jax.random.bits(key, (*lead, -(-size // 2)), jnp.uint32)  # [..., size / 2]
+    halves = jnp.stack([words & 0xFFFF, words >> 16], axis=-2)  # [..., 2, size / 2]
+    kept = halves.reshape(*lead, -1)[..., :size] >= round(rate * 2**16)  # [..., size]
+    return jnp.where(kept, x / (1.0 - rate), 0).astype(x.dtype)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -118,12 +143,12 @@ class RMSNorm(nnx.Module):
 
 
 class Embedding(nnx.Module):
-    """The token table shared by encoder and decoder; standard normal at the start (Mesh-TF, t5x, HF)."""
+    """The token table; T5's, shared by encoder and decoder, is standard normal at the start (Mesh-TF, t5x, HF)."""
 
-    def __init__(self, config: cfg.Model, rngs: nnx.Rngs):
+    def __init__(self, config: cfg.Model, rngs: nnx.Rngs, stddev: float = 1.0):
         self.dtype = jnp.dtype(config.dtype)
         shape = (config.vocab_size, config.d_model)
-        self.embedding = parameter(rngs, shape, 1.0, ("vocab", "embed"))
+        self.embedding = parameter(rngs, shape, stddev, ("vocab", "embed"))
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """Tokens [B, L] int32 -> [B, L, D]."""
@@ -157,3 +182,56 @@ class FeedForward(nnx.Module):
             return jax.nn.relu(project(x, self.wi[...]))  # [B, L, F]
         gate = jax.nn.gelu(project(x, self.wi_0[...]), approximate=True)  # [B, L, F]
         return gate * project(x, self.wi_1[...])  # [B, L, F]
+
+
+POLICIES: dict[str, Callable | None] = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": None,
+}
+"""What the backward pass finds saved: results of weight products, or only each layer's input."""
+
+
+def run_layers(
+    block: nnx.Module, config: cfg.Model, x: jax.Array, noise: Any, *shared: jax.Array
+) -> jax.Array:
+    """Sends `x` [B, L, D] through the stacked layers of `block`, scanned or unrolled.
+
+    `noise` (of dropout: `Noise`, or keys) has a leading layers axis too; what is `shared` goes to every layer.
+    """
+    graphdef, stacked = nnx.split(block, nnx.Param)
+
+    def body(x: jax.Array, layer: tuple) -> tuple[jax.Array, None]:
+        params, layer_noise = layer
+        return nnx.merge(graphdef, params)(x, layer_noise, *shared), None
+
+    if config.remat != "none":
+        # Scan keeps a layer's recomputation apart by itself; an unrolled one has to be kept from merging.
+        body = jax.checkpoint(
+            body, policy=POLICIES[config.remat], prevent_cse=not config.scan_layers
+        )
+    return over_layers(body, x, (stacked, noise), config.scan_layers)[0]
+
+
+def over_layers(body: Callable, x: jax.Array, layers: Any, scanned: bool) -> tuple[jax.Array, Any]:
+    """`jax.lax.scan` of `body` over the leading axis of `layers`, or the same unrolled."""
+    if scanned:
+        return jax.lax.scan(body, x, layers)
+    found = []
+    for layer in unstack(layers):
+        x, y = body(x, layer)
+        found.append(y)
+    return x, jax.tree.map(lambda *ys: jnp.stack(ys), *found)
+
+
+def unstack(tree: Any) -> list[Any]:
+    """A tree for each index of the leaves' first axis.
+
+    By one split of each leaf, whose gradient is one concatenation; that of indexing would be a sum of arrays
+    as large as the stack, one a layer.
+    """
+    leaves, treedef = jax.tree.flatten(tree)
+    rows = [jax.lax.split(leaf, [1] * leaf.shape[0]) for leaf in leaves]
+    return [
+        treedef.unflatten([jnp.squeeze(row, 0) for row in layer])
+        for layer in zip(*rows, strict=True)
+    ]

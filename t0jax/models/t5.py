@@ -8,7 +8,7 @@ Shapes: B rows, S input length, T target length, D d_model, V vocabulary; in dec
 hypotheses a row (beams), of up to T tokens.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -20,23 +20,17 @@ from t0jax.models.attention import Attention, KeysValues, RelativeBias, segment_
 from t0jax.models.layers import (
     Embedding,
     FeedForward,
+    Noise,
     RMSNorm,
     dropout,
     dropout_noise,
     einsum_float32,
     parameter,
+    run_layers,
     split_key,
+    unstack,
 )
 from t0jax.sharding import constrain
-
-Noise = Sequence[jax.Array | None]
-"""A block's dropout factors, in the order of its `noise_sizes`; all None without dropout."""
-
-POLICIES: dict[str, Callable | None] = {
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "full": None,
-}
-"""What the backward pass finds saved: results of weight products, or only each layer's input."""
 
 
 class Memory(NamedTuple):
@@ -223,52 +217,6 @@ def keep(cache: KeysValues, new: KeysValues, slot: jax.Array) -> KeysValues:
     """`cache` with `new` written at `slot` of its positions."""
     write = jax.lax.dynamic_update_slice_in_dim
     return jax.tree.map(lambda old, x: write(old, x, slot, axis=old.ndim - 2), cache, new)
-
-
-def run_layers(
-    block: nnx.Module, config: cfg.Model, x: jax.Array, noise: Noise, *shared: jax.Array
-) -> jax.Array:
-    """Sends `x` [B, L, D] through the stacked layers of `block`, scanned or unrolled.
-
-    `noise` has a leading layers axis too; what is `shared` goes to every layer.
-    """
-    graphdef, stacked = nnx.split(block, nnx.Param)
-
-    def body(x: jax.Array, layer: tuple) -> tuple[jax.Array, None]:
-        params, layer_noise = layer
-        return nnx.merge(graphdef, params)(x, layer_noise, *shared), None
-
-    if config.remat != "none":
-        # Scan keeps a layer's recomputation apart by itself; an unrolled one has to be kept from merging.
-        body = jax.checkpoint(
-            body, policy=POLICIES[config.remat], prevent_cse=not config.scan_layers
-        )
-    return over_layers(body, x, (stacked, noise), config.scan_layers)[0]
-
-
-def over_layers(body: Callable, x: jax.Array, layers: Any, scanned: bool) -> tuple[jax.Array, Any]:
-    """`jax.lax.scan` of `body` over the leading axis of `layers`, or the same unrolled."""
-    if scanned:
-        return jax.lax.scan(body, x, layers)
-    found = []
-    for layer in unstack(layers):
-        x, y = body(x, layer)
-        found.append(y)
-    return x, jax.tree.map(lambda *ys: jnp.stack(ys), *found)
-
-
-def unstack(tree: Any) -> list[Any]:
-    """A tree for each index of the leaves' first axis.
-
-    By one split of each leaf, whose gradient is one concatenation; that of indexing would be a sum of arrays
-    as large as the stack, one a layer.
-    """
-    leaves, treedef = jax.tree.flatten(tree)
-    rows = [jax.lax.split(leaf, [1] * leaf.shape[0]) for leaf in leaves]
-    return [
-        treedef.unflatten([jnp.squeeze(row, 0) for row in layer])
-        for layer in zip(*rows, strict=True)
-    ]
 
 
 class T5(nnx.Module):

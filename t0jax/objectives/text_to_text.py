@@ -6,10 +6,49 @@ from typing import Literal, get_args
 import jax
 import jax.numpy as jnp
 
+from t0jax.config import Config
 from t0jax.models import Network, Params
-from t0jax.objectives import losses
+from t0jax.objectives import Objective, Sums, losses
 
 Normalization = Literal["tokens", "constant", "examples"]
+
+
+def objective(config: Config, network: Network, step: jax.Array | int) -> Objective:
+    """`loss_sums` as `config.train` sets it."""
+
+    def loss(params, batch, key):
+        return loss_sums(
+            network,
+            params,
+            batch,
+            key if config.model.dropout_rate else None,
+            z_loss=config.train.z_loss,
+            normalization=config.train.loss_normalization,
+            ul_weight=_ul_weight(config, step),
+            ul_eps=config.train.ul_eps,
+        )
+
+    return loss
+
+
+def _ul_weight(config: Config, step: jax.Array | int) -> jax.Array | float:
+    """`train.ul_weight`, reached in equal steps at step `ul_ramp_steps - 1`; steps count from 0."""
+    weight, ramp = config.train.ul_weight, config.train.ul_ramp_steps
+    return weight * jnp.minimum(1.0, (step + 1) / ramp) if ramp > 0 else weight
+
+
+def report(sums: Sums) -> Sums:
+    """Means a target token of right segments, and of wrong ones where there are any; numbers of both."""
+    tokens = jnp.maximum(sums["target_tokens"], 1.0)
+    told = {
+        "nll": sums["nll"] / tokens,
+        "accuracy": sums["correct"] / tokens,
+        "target_tokens": sums["target_tokens"],
+        "examples": sums["examples"],
+    }
+    if "unlikelihood" in sums:
+        told["ul"] = sums["unlikelihood"] / jnp.maximum(sums["wrong_tokens"], 1e-9)
+    return told
 
 
 def loss_sums(

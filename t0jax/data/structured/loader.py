@@ -20,6 +20,7 @@ from t0jax.data.missing import report
 from t0jax.data.reading import Batch
 from t0jax.data.registry import find_tasks
 from t0jax.data.rows import DataUnavailable, SplitUnavailable
+from t0jax.data.shares import weight
 from t0jax.data.shots import draw_shots
 from t0jax.data.structured.assembly import Layout, Mixed, Placed, SingleTask, Source
 from t0jax.data.structured.encoding import rows_to_batch
@@ -131,6 +132,24 @@ class MultitaskLoader(Loader):
         return rows[drawn.item.label] if choice else rows[0]
 
 
+def _check_settings(data: config.Data) -> None:
+    """Raises ConfigError for settings that structured tasks do not follow."""
+    for name in (
+        "cache_dir",
+        "view",
+        "num_negatives",
+        "instruction_split",
+        "truncation",
+        "input_eos",
+    ):
+        value = getattr(data, name)
+        if value != getattr(config.Data, name):
+            raise config.ConfigError(
+                f"data.{name}={value} is only for tasks of texts to texts, not for the structured ones of "
+                f"{data.mixture!r}; leave it out"
+            )
+
+
 def _check_layout(
     data: config.Data, heads: tuple[config.Head, ...], process_count: int, parts: int
 ) -> None:
@@ -170,6 +189,7 @@ def make_multitask_loader(
     Raises:
       config.ConfigError, DataUnavailable, RecordError: as `open_tasks`, or as `MultitaskLoader`.
     """
+    _check_settings(data)
     _ = pieces.size  # a missing or unfit vocabulary is an error now
     stream = ItemStream(tuple(open_tasks(data)), pieces, data)
     return MultitaskLoader(
@@ -260,8 +280,7 @@ def _make_task(rows: StructuredRows, rate: float, data: config.Data) -> Structur
     where = f"{rows.record.name}/{rows.split_in_data}"
     chosen = draw_shots(where, len(rows), data.num_shots, data.seed)
     length = len(chosen) or len(rows)
-    if data.rates == "rows":
-        rate = float(min(length, data.rate_cap) if data.rate_cap else length)
+    rate = weight(data, rate, length)
     return StructuredTask(rows, length, rate, chosen, (*_identity(rows.record), *rows.data_sizes()))
 
 

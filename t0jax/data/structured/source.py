@@ -15,11 +15,14 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
-from t0jax.data.rows import DataUnavailable
+from t0jax.data.rows import DatasetSpec, DataUnavailable
 from t0jax.data.structured.records import SPLITS, Example, Record, RecordError
 from t0jax.data.structured.rows import StructuredRows
 
 FEATURES = ("sentence1", "sentence2", "labels")
+
+_NAMES: dict[str, str] = {}
+"""{task's id: its name in seqio}."""
 
 
 class StructuredSource(seqio.DataSource):
@@ -34,6 +37,11 @@ class StructuredSource(seqio.DataSource):
         """
         self.record, self.local_dir, self.seed = record, str(local_dir), seed
         super().__init__(splits=SPLITS)
+
+    @property
+    def spec(self) -> DatasetSpec:
+        """The data set."""
+        return self.record.spec
 
     @property
     def splits(self) -> Sequence[str]:
@@ -133,6 +141,7 @@ def add_task(
                 f"the id is taken: task {other!r} is registered as {task.source}; give the record another `name`",
             )
         return task
+    _NAMES[record.name] = name
     return seqio.TaskRegistry.add(
         name, source=source, preprocessors=[], output_features=_features(), metric_fns=[]
     )
@@ -140,11 +149,8 @@ def add_task(
 
 def _same_id(task_id: str) -> str | None:
     """The seqio name of the registered structured task of this id."""
-    for name in seqio.TaskRegistry.names():
-        source = seqio.TaskRegistry.get(name).source
-        if isinstance(source, StructuredSource) and source.record.name == task_id:
-            return name
-    return None
+    name = _NAMES.get(task_id)
+    return name if name in seqio.TaskRegistry.names() else None
 
 
 def _features() -> dict[str, seqio.Feature]:
