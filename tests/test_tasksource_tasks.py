@@ -71,6 +71,7 @@ def test_listing_tells_all():
         "bigbench/winowhy": "the last one",
         "glue/rte": "stays whole",
         "sciq": "test split stays",
+        "social_i_qa": "with the context",
     }.items():
         assert word in told[name], name
 
