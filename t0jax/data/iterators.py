@@ -99,20 +99,6 @@ class Loader(abc.ABC):
           config.ConfigError: the state is of another stream (data, seed, lengths, shards ...).
         """
 
-    def counts(self, batch: Batch) -> tuple[int, float, dict[str, float]]:
-        """Of the batch just returned: its rows, its tokens, and {"cut": share of its examples that were too long}
-        where that is known."""
-        sides = ("encoder_segment_ids", "decoder_segment_ids")
-        tokens = float(sum(np.count_nonzero(batch[side]) for side in sides))
-        right = batch["decoder_segment_ids"] * (batch["decoder_loss_weights"] > 0)
-        examples = sum(len(np.unique(row[row > 0])) for row in right)
-        return len(batch[sides[0]]), tokens, self._cut_share(examples)
-
-    def _cut_share(self, examples: int) -> dict[str, float]:
-        if self.cut_examples is None:
-            return {}
-        return {"cut": self.cut_examples / max(1, examples)}
-
     def close(self) -> None:  # noqa: B027
         """Lets go of processes and memory; the loader may still be restored or go on."""
 

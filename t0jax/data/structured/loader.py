@@ -86,10 +86,10 @@ class MultitaskLoader(Loader):
         self._place = self._assembler.state()
         return self._batch(placed)
 
-    def counts(self, batch: Batch) -> tuple[int, float, dict[str, float]]:
+    def counts(self, batch: Batch) -> tuple[float, dict[str, float]]:
         tokens = float(np.count_nonzero(batch["encoder_segment_ids"]))
-        examples = np.count_nonzero(batch["loss_weights"])
-        return len(batch["task_ids"]), tokens, self._cut_share(examples)
+        examples = int(np.count_nonzero(batch["loss_weights"]))
+        return tokens, {"cut": (self.cut_examples or 0) / max(1, examples)}
 
     def state(self) -> dict[str, Any]:
         return {"stream": self._fingerprint, "items": self._place}
@@ -254,7 +254,7 @@ def _open_rows(
 
     opened, missing = [], defaultdict(list)
     for name in names:
-        source = seqio.TaskRegistry.get(name).source
+        source: Any = seqio.TaskRegistry.get(name).source
         try:
             opened.append((name, _first_split(source, split, data, max_choices)))
         except DataUnavailable as error:
@@ -281,7 +281,8 @@ def _make_task(rows: StructuredRows, rate: float, data: config.Data) -> Structur
     chosen = draw_shots(where, len(rows), data.num_shots, data.seed)
     length = len(chosen) or len(rows)
     rate = weight(data, rate, length)
-    return StructuredTask(rows, length, rate, chosen, (*_identity(rows.record), *rows.data_sizes()))
+    identity = (rows.split_in_data, *_identity(rows.record), *rows.data_sizes())
+    return StructuredTask(rows, length, rate, chosen, identity)
 
 
 def _identity(record: Record) -> Iterator[str]:

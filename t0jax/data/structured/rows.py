@@ -44,7 +44,7 @@ class StructuredRows:
         Raises:
           DataUnavailable: the data set has no such split.
         """
-        names = dict(zip(SPLITS, self.record.splits, strict=True))
+        names: dict[str, str | None] = dict(zip(SPLITS, self.record.splits, strict=True))
         found = names.get(self.split)
         if found is None:
             there = ", ".join(name for name, in_data in names.items() if in_data) or "none"
