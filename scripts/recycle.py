@@ -81,6 +81,8 @@ def main(argv: Sequence[str]) -> int:
         if not options.keep_checkpoints:
             shutil.rmtree(folder / "checkpoints")
     report(output, [one for one, _ in chosen], missing)
+    if options.local:
+        print("these are cuts of the data: the published scores are of the whole sets")
     return 0
 
 
@@ -241,7 +243,7 @@ def plan(record: Any, epochs: float, changes: Mapping[str, Any]) -> dict[str, An
             "train.keep_best": 1,
             "train.seed": published["seed"],
             "train.tensorboard": False,
-            "optimizer.warmup_steps": int(published["decay_rate"] * steps),
+            "optimizer.warmup_steps": round(published["decay_rate"] * steps),
             "optimizer.weight_decay": published["weight_decay"],
         },
     }
