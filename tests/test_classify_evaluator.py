@@ -2,6 +2,7 @@
 
 import functools
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -12,7 +13,7 @@ from t0jax import evaluate, models, processes, report, results, sharding
 from t0jax.data.structured.pieces import PairPieces
 from t0jax.data.structured.records import Classification, MultipleChoice, TokenClassification
 from t0jax.evaluate import head_tasks
-from t0jax.report import reading
+from t0jax.report import reading, statistics
 from t0jax.results import structured
 from tests import multitask_models as tiny_models
 from tests.multitask_models import TAGS, head, sentences
@@ -245,6 +246,39 @@ def test_the_report_shows_kinds_and_intervals(scored, tmp_path):
         assert low <= structured.main_value(entry) <= high
     assert "token classification" in page
     assert "entity_f1" in page
+    low, high = folder.structured["glue/stsb"].interval
+    table = report.compare_table([path])
+    assert f"{found.tasks['glue/stsb']['score']:.3f} [{low:.3f}, {high:.3f}]" in table
+    assert "glue/sst2" in table
+
+
+def test_the_intervals_are_the_bootstraps(scored):
+    """Of regression, by drawing rows anew and measuring with scipy."""
+    stats = pytest.importorskip("scipy.stats")
+    task = reading.read_folder(scored[2]).structured["glue/stsb"]
+    gold, given = (np.array([line[s] for line in task.lines]) for s in ("target", "prediction"))
+    counts = next(iter(statistics.resampled_counts(ROWS, "glue/stsb")))
+    for number in range(5):
+        drawn = np.repeat(np.arange(ROWS), counts[number].astype(int))
+        for metric, value in (("pearson", stats.pearsonr), ("spearman", stats.spearmanr)):
+            wanted = value(gold[drawn], given[drawn])[0]
+            assert task.samples[metric][number] == pytest.approx(wanted, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("task", "line"),
+    [
+        ("glue/stsb", {"row": 0, "target": 1, "prediction": "high"}),
+        ("emotions", {"row": 0, "target": [0], "prediction": [3]}),
+        ("names", {"row": 0, "target": ["O"], "prediction": ["O", "O"]}),
+        ("names", {"row": "0", "target": ["O"], "prediction": ["O"]}),
+    ],
+)
+def test_lines_of_another_form_are_refused(scored, tmp_path, task, line):
+    path = shutil.copytree(scored[2], tmp_path / "copy")
+    (path / "scores" / results.scores_file(task)).write_text(json.dumps(line))
+    with pytest.raises(reading.ReportError, match="not of a form"):
+        reading.read_folder(path)
 
 
 def test_it_goes_on_where_it_was_stopped(scored, model, tmp_path):

@@ -386,7 +386,8 @@ def write_plain(folder, tasks=None, line=LINE, rows=None, **more):
 
 
 @pytest.mark.parametrize(
-    "name", ["../../secret", "..", ".", "", "a/b", "a\\b", "/etc/secret", "a\0", "a" * 300]
+    "name",
+    ["../../secret", "..", ".", "", "a//b", "a/../b", "a\\b", "/etc/secret", "a\0", "a" * 300],
 )
 def test_a_task_is_no_path_out_of_its_folder(tmp_path, name):
     (tmp_path / "secret.jsonl").write_text('{"row": 1, "target": "SECRET", "prediction": ""}')

@@ -93,8 +93,7 @@ class Multitask:
             ConfigError, CheckpointError: as `checkpoint.load_model`.
         """
         mesh = sharding.make_mesh(config_lib.Mesh()) if mesh is None else mesh
-        extra = {} if adapters is None else {"adapters": adapters}
-        model = checkpoint.load_model(path, mesh, compute, **extra)
+        model = checkpoint.load_model(path, mesh, compute, adapters=adapters)
         if not model.network.config.heads:
             raise ClassifyError(
                 f"{path} has no heads, so it answers nothing; fine-tune it on a task, or give adapters"

@@ -78,8 +78,8 @@ class ClassifyEvaluator(Evaluation):
 
     def _exchange(self, number: int, rows: Sequence[Row]) -> list[Row]:
         task = self.tasks[number]
-        exchange = None if task.record.kind in RANKED else exchange_answers
-        rows = gather_rows(rows, exchange)
+        ranked = task.record.kind in RANKED
+        rows = gather_rows(rows) if ranked else gather_rows(rows, exchange_answers)
         if not rows:
             raise EvaluationError(
                 f"task {task.name!r}: no row of the split {task.rows.split} has a label that is told; score a split "

@@ -163,7 +163,8 @@ def text_table(folders: Sequence[Folder]) -> str:
     parts = _aligned(lines) if rows else []
     if len(folders) > 1 and rows:
         parts.append("[95% interval: bootstrap over rows; differences paired by row]")
-    return "\n".join([*parts, *_aligned(_written_lines(folders))])
+    tables = _written_lines(folders), _structured_lines(folders)
+    return "\n".join([*parts, *(line for table in tables for line in _aligned(table))])
 
 
 def _written_lines(folders: Sequence[Folder]) -> list[list[str]]:
@@ -183,7 +184,27 @@ def _written_lines(folders: Sequence[Folder]) -> list[list[str]]:
     return lines
 
 
+def _structured_lines(folders: Sequence[Folder]) -> list[list[str]]:
+    """What counts for structured tasks that have no accuracy, a line a task."""
+    tasks = {
+        (name, task.metric)
+        for folder in folders
+        for name, task in folder.structured.items()
+        if task.metric != "accuracy"
+    }
+    if not tasks:
+        return []
+    lines = [["structured task", "metric", *(folder.name for folder in folders)]]
+    for name, metric in sorted(tasks):
+        found = [folder.structured.get(name) for folder in folders]
+        cells = [_text_mean(task and Cell(task.value, task.interval)) for task in found]
+        lines.append([name, metric, *cells])
+    return lines
+
+
 def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+    if not lines:
+        return []
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()

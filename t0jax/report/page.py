@@ -136,9 +136,9 @@ def _headline(folder: Folder) -> dict[str, Any]:
 
 def _notes(folder: Folder) -> dict[str, Any]:
     """What was not scored, only partly, or shortened."""
-    entries = {prompt.task: prompt.entry for prompt in folder.prompts}
-    entries |= folder.written | {name: task.entry for name, task in folder.structured.items()}
-    entries = list(entries.items())
+    answered = {name: task.entry for name, task in folder.structured.items()}
+    ranked = {prompt.task: prompt.entry for prompt in folder.prompts}
+    entries = [*{**ranked, **folder.written, **answered}.items()]
     return {
         "missing": [line.removeprefix("not scored: ") for line in missing_lines(folder.missing)],
         "partly": [(task, entry["coverage"]) for task, entry in entries if entry.get("coverage", 1) < 1],

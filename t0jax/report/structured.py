@@ -92,7 +92,7 @@ def answer_form(kind: str, labels: Sequence[str]) -> Callable[[Any], bool]:
     def is_answer(line: Any) -> bool:
         if not isinstance(line, dict) or type(line.get("row")) is not int:
             return False
-        sides = line.get("target"), line.get("prediction")
+        sides: list[Any] = [line.get("target"), line.get("prediction")]
         if kind == "regression":
             return all(type(side) in (int, float) and np.isfinite(side) for side in sides)
         if not all(isinstance(side, list) for side in sides):
