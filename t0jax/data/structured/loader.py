@@ -86,10 +86,10 @@ class MultitaskLoader(Loader):
         self._place = self._assembler.state()
         return self._batch(placed)
 
-    def counts(self, batch: Batch) -> tuple[int, float, dict[str, float]]:
+    def counts(self, batch: Batch) -> tuple[float, dict[str, float]]:
         tokens = float(np.count_nonzero(batch["encoder_segment_ids"]))
         examples = np.count_nonzero(batch["loss_weights"])
-        return len(batch["task_ids"]), tokens, self._cut_share(examples)
+        return tokens, self._cut_share(examples)
 
     def state(self) -> dict[str, Any]:
         return {"stream": self._fingerprint, "items": self._place}
