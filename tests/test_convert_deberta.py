@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from clusters import finish, start
 from safetensors.numpy import load_file, save_file
 
 from t0jax import checkpoint, convert, models, sharding
@@ -205,6 +206,8 @@ def test_adapters_and_backbone_are_the_whole_model(multitask, tmp_path):
     assert read == MODEL
     params = convert.load_params(backbone, models.build(read), adapters=adapters)
     assert_same_params(params, multitask)
+    with pytest.raises(convert.ConvertError, match="holds adapters alone"):
+        convert.read_config(adapters)
     folded = convert.save_task(multitask, MODEL, "yelp", tmp_path / "yelp")
     with pytest.raises(convert.ConvertError, match="is task 'yelp' alone"):
         convert.read_config(folded, adapters=adapters)
@@ -398,3 +401,31 @@ def test_commands(multitask, vocabulary, tmp_path):
     assert script.main(["check", str(run), str(task)]) == 0
     with pytest.raises(cfg.ConfigError, match="no Hugging Face directory"):
         checkpoint.load_model(run, mesh, adapters=adapters)
+
+
+TWO_PROCESSES = """
+import sys
+from t0jax import config, convert, models, processes, sharding
+
+with processes.cluster(patience=100):
+    folder, adapters, out, heads = sys.argv[1:]
+    found = convert.read_config(folder, adapters=adapters)
+    network = models.build(found)
+    mesh = sharding.make_mesh(config.Mesh(data=1, fsdp=-1))
+    where = sharding.param_shardings(network.axes, network.shapes, mesh)
+    params = convert.load_params(folder, network, where, adapters=adapters)
+    convert.save_task(params, found, "tags", out)
+    convert.save_adapters(params, found, heads)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_write_what_one_does(multitask, tmp_path):
+    backbone = convert.save_task(multitask, MODEL, "mnli", tmp_path / "back", fold=False)
+    adapters = convert.save_adapters(multitask, MODEL, tmp_path / "adapters")
+    folded = convert.save_task(multitask, MODEL, "tags", tmp_path / "tags")
+    theirs = [tmp_path / "tags2", tmp_path / "adapters2"]
+    finish(start(["-c", TWO_PROCESSES, *map(str, (backbone, adapters, *theirs))], 2, 2))
+    for one, two in zip((folded, adapters), theirs, strict=True):
+        for file in one.iterdir():
+            assert (two / file.name).read_bytes() == file.read_bytes()

@@ -174,6 +174,8 @@ def read_config(source: Source) -> cfg.Model:
         ConvertError: what is not of DeBERTa-v3's form, by key and value; heads that cannot be told.
     """
     path, found = source.path / "config.json", source.config
+    if "tasks" in found and "vocab_size" not in found:
+        raise ConvertError(f"{source.path} holds adapters alone; give it beside their backbone")
     _check_form(found, path)
     sizes: dict[str, Any] = {
         ours: _count(found, key, value, path) for ours, (key, value) in _SIZES.items()
