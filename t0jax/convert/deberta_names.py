@@ -207,7 +207,7 @@ def read_config(source: Source) -> cfg.Model:
 
 def _check_form(found: Mapping[str, Any], path: Path) -> None:
     for key, (absent, wanted, means) in _FIXED.items():
-        value = found.get(key, absent)
+        value = absent if found.get(key) is None else found[key]
         if value != wanted:
             raise ConvertError(
                 f"{path}: {key} is {value!r}: {means}, which DeBERTa-v3 ({key} {wanted!r}) has not"
