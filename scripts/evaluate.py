@@ -3,8 +3,9 @@
 M is a run folder, one of its checkpoints, or a Hugging Face directory. A run is scored as it was trained (modules,
 view, `evaluate`'s lengths, EOS on inputs, and without `--mixture` its own) where the command line says nothing else.
 `--output DIR` keeps `results.json`, the scores of every row and `report.html`; the same command goes on where it was
-stopped. All keys of the configuration can be set too, e.g. `--evaluate.max_examples 100`, or `--evaluate.method
-generate` for the tasks' own metrics of generated text.
+stopped. All keys of the configuration can be set too, e.g. `--evaluate.max_examples 100`, or `--method
+generate` for the tasks' own metrics of generated text. A multitask encoder answers structured tasks with its heads;
+`--head glue/mnli` lets one answer the tasks of others.
 
 `--compare DIR DIR ...` sets results side by side instead: a table, and a report in `--output FILE.html`.
 """
@@ -44,6 +45,16 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "type": str,
         "default": "",
         "help": 'other words for the answers, {"Yes": "agree", "No": "disagree"} [evaluate.label_words]',
+    },
+    "method": {
+        "choices": ["", "rank", "generate", "classify"],
+        "default": "",
+        "help": "how tasks are scored [as the model's architecture and evaluate.method say]",
+    },
+    "head": {
+        "type": str,
+        "default": "",
+        "help": "the task whose head answers all structured tasks, glue/mnli say [evaluate.head]",
     },
     "output": {
         "type": str,
@@ -223,7 +234,12 @@ def merge(settings: config.Config, options: Any) -> config.Config:
         else options.available_only,
     )
     words = read_words(options.label_words) or settings.evaluate.label_words
-    evaluate = dataclasses.replace(settings.evaluate, label_words=words)
+    evaluate = dataclasses.replace(
+        settings.evaluate,
+        label_words=words,
+        method=options.method or settings.evaluate.method,
+        head=options.head or settings.evaluate.head,
+    )
     return dataclasses.replace(settings, data=data, evaluate=evaluate)
 
 

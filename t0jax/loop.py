@@ -36,7 +36,7 @@ class Loop:
     checkpoints: checkpoint.Checkpoints
     history: History
     sinks: list[metrics.Sink]
-    evaluator: evaluate.Evaluator | evaluate.TextEvaluator | None
+    evaluator: evaluate.Evaluation | None
     shares: int
     """Groups of processes that read different rows."""
 

@@ -244,7 +244,7 @@ def check_vocabulary(config: Config, vocabulary: Path) -> None:
 
 def make_evaluator(
     config: Config, mesh: jax.sharding.Mesh, vocabulary: Path
-) -> evaluate.Evaluator | evaluate.TextEvaluator | None:
+) -> evaluate.Evaluation | None:
     """The evaluation of `data.eval_mixture`, prepared once."""
     mixture = config.data.eval_mixture
     if not mixture:

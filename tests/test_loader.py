@@ -10,6 +10,7 @@ from test_reading import DATA, assert_same, take
 from t0jax import config
 from t0jax.data import iterators
 from t0jax.data import loader as loader_lib
+from t0jax.data import missing as missing_lib
 from t0jax.data.loader import IndexLoader, make_loader
 from t0jax.data.rows import DataUnavailable
 from t0jax.data.vocabulary import Pieces
@@ -354,7 +355,7 @@ def test_the_way_out_of_missing_data_is_said_once(registry, monkeypatch):
     def message(rest):
         missing = {("pets", "not here", "put the data at <T0JAX_DATA_DIR>/pets.csv"): ["a", "b"]}
         with pytest.raises(DataUnavailable) as caught:
-            loader_lib._report(config.Data(mixture="zoo"), missing, 2 + rest)
+            missing_lib.report(config.Data(mixture="zoo"), missing, 2 + rest)
         return str(caught.value)
 
     head = "1 data set (2 of 2 tasks) of 'zoo' cannot be had:\n"

@@ -5,6 +5,7 @@ import json
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import yaml
@@ -107,11 +108,7 @@ def check_run_dir(run_dir: Path, config: config_lib.Config, vocabulary: Path | N
             )
         return
     there, here = config_lib.flatten(read_run_config(run_dir)), config_lib.flatten(config)
-    changed = {
-        key: f"{key}: {there[key]!r} there, {here[key]!r} here"
-        for key in here
-        if there[key] != here[key]
-    }
+    changed = {key: _differs(key, there[key], here[key]) for key in here if there[key] != here[key]}
     if other := [text for key, text in changed.items() if key in _IDENTITY]:
         raise ConfigError(
             f"train.output_dir {run_dir} holds another run ({'; '.join(other)}); choose another folder, or "
@@ -125,3 +122,21 @@ def check_run_dir(run_dir: Path, config: config_lib.Config, vocabulary: Path | N
         )
     if changed:
         note(f"settings changed since {run_dir} was made: {'; '.join(changed.values())}")
+
+
+def _differs(key: str, there: Any, here: Any) -> str:
+    """What a key was and is; of heads, which may be hundreds, the tasks that make the difference."""
+    if key != "model.heads":
+        return f"{key}: {there!r} there, {here!r} here"
+    old, new = ({head["task"]: head for head in heads} for heads in (there, here))
+    parts = {
+        "only there": [task for task in old if task not in new],
+        "only here": [task for task in new if task not in old],
+        "with other labels": [task for task in old if task in new and old[task] != new[task]],
+    }
+    told = [
+        f"{', '.join(tasks[:5])}{' ...' if len(tasks) > 5 else ''} {how}"
+        for how, tasks in parts.items()
+        if tasks
+    ]
+    return f"{key}: {'; '.join(told) or 'the same tasks in another order'}"

@@ -2,7 +2,7 @@
 
 import dataclasses
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -46,6 +46,8 @@ def load_model(
     mesh: jax.sharding.Mesh,
     compute: config_lib.Model | None = None,
     allow_pickle: bool = False,
+    adapters: str | Path | None = None,
+    known: Mapping[str, config_lib.Head] | None = None,
 ) -> LoadedModel:
     """Reads a run folder (its newest whole checkpoint), one checkpoint of it, or a Hugging Face directory.
 
@@ -54,14 +56,21 @@ def load_model(
         mesh: where the parameters go; each shard is read where it lives.
         compute: dtype, remat and so on; those that the checkpoint was saved with when not given.
         allow_pickle: also read `pytorch_model.bin` (needs torch).
+        adapters: of a Hugging Face directory, the folder of its tasks' heads (see `convert.read_config`).
+        known: of tasks in such directories, kind and label names.
 
     Raises:
-        ConfigError: the folder is none of these, or its shapes are not what its configuration says.
+        ConfigError: the folder is none of these, or its shapes are not what its configuration says; adapters of
+            something else than a Hugging Face directory.
         CheckpointError: there is no whole checkpoint, or it cannot be read now.
     """
     path = Path(path)
     if is_hugging_face(path):
-        return _load_hugging_face(path, mesh, compute, allow_pickle)
+        return _load_hugging_face(path, mesh, compute, allow_pickle, adapters, known)
+    if adapters is not None:
+        raise ConfigError(
+            f"{path} is no Hugging Face directory; a t0jax checkpoint has all its heads"
+        )
 
     def read(step: Path) -> LoadedModel:
         metadata = reading.together(lambda: reading.read_metadata(step))
@@ -76,10 +85,9 @@ def load_model(
 def vocabulary_of(path: Path) -> Path | None:
     """The SentencePiece file beside a model (as `load_model` takes it), if there is one."""
     if is_hugging_face(path):
-        file = path / "spiece.model"
-    else:
-        one = reading.step_folder(path)
-        file = (one.parent.parent if one else path.absolute()) / VOCABULARY_FILE
+        return convert.vocabulary_file(path)
+    one = reading.step_folder(path)
+    file = (one.parent.parent if one else path.absolute()) / VOCABULARY_FILE
     return file if file.exists() else None
 
 
@@ -116,12 +124,18 @@ def load_params(
 
 
 def _load_hugging_face(
-    path: Path, mesh: jax.sharding.Mesh, compute: config_lib.Model | None, allow_pickle: bool
+    path: Path,
+    mesh: jax.sharding.Mesh,
+    compute: config_lib.Model | None,
+    allow_pickle: bool,
+    adapters: str | Path | None,
+    known: Mapping[str, config_lib.Head] | None,
 ) -> LoadedModel:
-    architecture = convert.read_config(path)
+    where = {"allow_pickle": allow_pickle, "adapters": adapters}
+    architecture = convert.read_config(path, known=known, **where)
     network = models.build(config_lib.with_compute(architecture, compute or architecture))
     shardings = sharding.param_shardings(network.axes, network.shapes, mesh)
-    params = convert.load_params(path, network, shardings, allow_pickle=allow_pickle)
+    params = convert.load_params(path, network, shardings, **where)
     return LoadedModel(network, params, vocabulary_of(path), None, 0)
 
 

@@ -269,6 +269,8 @@ class Evaluate:
     """Score only this many rows of each task, drawn once and for all; 0 scores all."""
     label_words: dict[str, str] = field(default_factory=dict)
     """{word: other word} put in place of whole words of the choices, and where the prompt lists them."""
+    head: str = ""
+    """`classify`: the task whose head answers all tasks, `glue/mnli`; each its own when empty."""
 
 
 @dataclass(frozen=True)

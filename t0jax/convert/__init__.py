@@ -1,7 +1,8 @@
-"""T5 to and from Hugging Face directories, tensor by tensor.
+"""T5 and DeBERTa-v3 to and from Hugging Face directories, tensor by tensor.
 
 Reading needs `config.json` and `model.safetensors` (or its shards with their index). Torch is imported for
-nothing but `pytorch_model.bin`, and only where the caller allows pickles.
+nothing but `pytorch_model.bin`, and only where the caller allows pickles. What is particular to an architecture is in
+its own module of names (`t0jax.convert.names`).
 """
 
 import math
@@ -10,19 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from t0jax import config as cfg
 from t0jax import models
-from t0jax.convert.files import ConvertError, Tensor, open_tensors
-from t0jax.convert.names import UNUSED, Entry, hf_config, name_table, read_config
-from t0jax.convert.writing import (
-    check_replaceable,
-    check_vocabulary,
-    hf_tensors,
-    save_params,
-)
+from t0jax.convert.comparing import logit_difference, stored_dtype
+from t0jax.convert.entries import Bounds, Entry
+from t0jax.convert.files import ConvertError, Source, Tensor, check_vocabulary, open_tensors
+from t0jax.convert.names import ARCHITECTURES, hf_config, name_table, of, read_source
+from t0jax.convert.tasks import main_task, one_task, save_adapters, save_task
+from t0jax.convert.writing import check_replaceable, hf_tensors, save_params
 
 __all__ = [
     "ConvertError",
@@ -32,23 +30,61 @@ __all__ = [
     "hf_tensors",
     "load_params",
     "logit_difference",
+    "main_task",
     "name_table",
+    "one_task",
     "open_tensors",
     "read_config",
+    "save_adapters",
     "save_params",
+    "save_task",
     "stored_dtype",
+    "vocabulary_file",
 ]
 
 HELD_BYTES = 128 << 20
 """Of a parameter's shards filled in host memory at once, unless one is larger. A tensor whose columns are cut over many
 devices is read once for each such group of shards."""
 
-Bound = tuple[models.Network, models.Params]
-Bounds = tuple[tuple[int, int], ...]
-"""Of a shard: (first, after the last) along each axis."""
-
 # ----------------------------------------------------------------------------------------------------------------------
 # Reading
+
+
+def read_config(
+    hf_dir: str | Path,
+    *,
+    adapters: str | Path | None = None,
+    known: Mapping[str, cfg.Head] | None = None,
+    allow_pickle: bool = False,
+) -> cfg.Model:
+    """The architecture that a directory describes, with computing options at their defaults.
+
+    Args:
+        hf_dir: holds `config.json`; in the published layout of many tasks also their heads, which are looked into.
+        adapters: a folder with the heads and task embedding of a DeBERTa, in the published layout.
+        known: task -> kind and label names, for heads whose files do not say them.
+        allow_pickle: look for heads in `pytorch_model.bin` too (needs torch).
+
+    Raises:
+        ConvertError: no or broken `config.json`, another model, or heads that cannot be told.
+    """
+    return read_source(_source(hf_dir, adapters, allow_pickle, known))
+
+
+def _source(
+    hf_dir: str | Path,
+    adapters: str | Path | None,
+    allow_pickle: bool,
+    known: Mapping[str, cfg.Head] | None = None,
+) -> Source:
+    folder = None if adapters is None else Path(adapters)
+    return Source(Path(hf_dir), allow_pickle, folder, known or {})
+
+
+def vocabulary_file(hf_dir: Path) -> Path | None:
+    """The SentencePiece file of a directory, if there is one."""
+    files = (hf_dir / module.VOCABULARY_FILE for module in ARCHITECTURES.values())
+    return next(filter(Path.exists, files), None)
 
 
 def load_params(
@@ -57,6 +93,7 @@ def load_params(
     shardings: models.Params | None = None,
     *,
     allow_pickle: bool = False,
+    adapters: str | Path | None = None,
 ) -> models.Params:
     """The parameters of a Hugging Face directory, float32, each shard put where it lives.
 
@@ -70,13 +107,15 @@ def load_params(
         network: the architecture, `models.build(read_config(hf_dir))`.
         shardings: a `jax.sharding.Sharding` for every parameter; the default device when None.
         allow_pickle: also read `pytorch_model.bin` (needs torch).
+        adapters: a folder with all heads and the task embedding, as `read_config` took it.
 
     Raises:
         ConvertError: a damaged file; missing, unexpected or misshapen tensors.
     """
-    tensors = open_tensors(hf_dir, allow_pickle)
-    table = name_table(network)
-    _check_tensors(tensors, table, Path(hf_dir), network.config)
+    source = _source(hf_dir, adapters, allow_pickle)
+    tensors = of(network.config).find_tensors(source, network.config)
+    table = [entry for entry in name_table(network) if not entry.copy]
+    _check_tensors(tensors, table, source.path)
     if shardings is None:
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         shardings = jax.tree.map(lambda _: device, network.shapes)
@@ -119,17 +158,9 @@ def _read_shards(
 ) -> dict[Bounds, np.ndarray]:
     """The shards of a group, from one pass over the rows they need of the tensors they need."""
     shards = {b: np.empty([stop - start for start, stop in b], np.float32) for b in group}
-    for layer, name in enumerate(entry.tensors):
-        parts = {}  # bounds within this layer's tensor -> where its values go, laid out as the file's
-        for bounds, shard in shards.items():
-            if entry.stacked:
-                (first, last), *bounds = bounds
-                if not first <= layer < last:
-                    continue
-                shard = shard[layer - first]
-            if entry.transposed:
-                bounds, shard = bounds[::-1], shard.T
-            parts[tuple(bounds)] = shard
+    for number, name in enumerate(entry.tensors):
+        found = (entry.part(number, bounds, shard) for bounds, shard in shards.items())
+        parts = dict(filter(None, found))  # bounds within the tensor -> where its values go
         if parts:
             _fill(parts, tensors[name])
     return shards
@@ -148,15 +179,14 @@ def _fill(parts: Mapping[Bounds, np.ndarray], tensor: Tensor) -> None:
                 ]
 
 
-def _check_tensors(
-    tensors: Mapping[str, Tensor], table: list[Entry], where: Path, config: cfg.Model
-) -> None:
-    wanted = {name: entry.tensor_shape for entry in table for name in entry.tensors}
+def _check_tensors(tensors: Mapping[str, Tensor], table: list[Entry], where: Path) -> None:
+    wanted = {
+        name: entry.tensor_shape(number)
+        for entry in table
+        for number, name in enumerate(entry.tensors)
+    }
     missing = sorted(wanted.keys() - tensors.keys())
-    unexpected = sorted(tensors.keys() - wanted.keys() - UNUSED)
-    if config.tie_word_embeddings and unexpected == ["lm_head.weight"]:
-        _check_tied(tensors, where)
-        unexpected = []
+    unexpected = sorted(tensors.keys() - wanted.keys())
     if missing or unexpected:
         raise ConvertError(
             f"{where}: the weights are not those of config.json: {_some('missing', missing)}; "
@@ -169,19 +199,6 @@ def _check_tensors(
             )
 
 
-def _check_tied(tensors: Mapping[str, Tensor], where: Path) -> None:
-    head, shared = tensors["lm_head.weight"], tensors["shared.weight"]
-    same = head.shape == shared.shape and all(
-        np.array_equal(rows, shared.read(slice(at, at + len(rows))))
-        for at, rows in head.blocks(0, head.shape[0])
-    )
-    if not same:
-        raise ConvertError(
-            f"{where}: config.json ties the head to the embedding, but lm_head.weight is not shared.weight;"
-            ' set "tie_word_embeddings": false there if the model is a v1.1'
-        )
-
-
 def _some(word: str, names: list[str]) -> str:
     listed = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
     return f"{len(names)} {word}" + (f" ({listed})" if names else "")
@@ -191,39 +208,3 @@ def _set(tree: models.Params, path: tuple[str, ...], leaf: Any) -> None:
     for key in path[:-1]:
         tree = tree.setdefault(key, {})
     tree[path[-1]] = leaf
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Checking
-
-
-def stored_dtype(hf_dir: str | Path) -> str:
-    """The dtype of a directory's weights by NumPy's name, e.g. 'bfloat16'."""
-    tensor = open_tensors(hf_dir)["shared.weight"]
-    return tensor.read(slice(0, 1)).dtype.name
-
-
-def logit_difference(exported: Bound, original: Bound, dtype: str, seed: int = 0) -> float:
-    """Largest difference between two models' logits on random tokens.
-
-    Args:
-        exported: network and parameters read from an export.
-        original: those it was made from; their weights are rounded to `dtype` as the export's were.
-        dtype: of the export's file.
-        seed: of the tokens.
-    """
-    rounded = jax.tree.map(lambda x: x.astype(dtype).astype(jnp.float32), original[1])
-    batch = _random_batch(original[0].config.vocab_size, seed)
-    run = jax.jit(lambda network, params: network.bind(params)(batch), static_argnums=0)
-    return float(jnp.abs(run(*exported) - run(original[0], rounded)).max())
-
-
-def _random_batch(vocab_size: int, seed: int) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(seed)
-    inputs, targets = (rng.integers(0, vocab_size, (2, n), dtype=np.int32) for n in (24, 8))
-    return {
-        "encoder_input_tokens": inputs,
-        "encoder_segment_ids": np.ones_like(inputs),
-        "decoder_input_tokens": targets,
-        "decoder_segment_ids": np.ones_like(targets),
-    }

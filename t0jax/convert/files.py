@@ -5,11 +5,12 @@ and writes a file from a copy of all its tensors in memory. Here the library che
 and writes (format: https://github.com/huggingface/safetensors#format).
 """
 
+import functools
 import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,27 @@ class Tensor:
         step = max(1, READ_BYTES // max(1, row))
         for at in range(first, last, step):
             yield at, self.read(slice(at, min(at + step, last)))
+
+
+@dataclass(frozen=True)
+class Source:
+    """A Hugging Face directory to read, perhaps with the heads of its tasks in another folder."""
+
+    path: Path
+    allow_pickle: bool = False
+    adapters: Path | None = None
+    known: Mapping[str, cfg.Head] = field(default_factory=dict)
+    """Of tasks, what the files may leave out: kind and label names."""
+
+    @functools.cached_property
+    def config(self) -> dict[str, Any]:
+        """`config.json`."""
+        return read_json(self.path / "config.json")
+
+    @functools.cached_property
+    def tensors(self) -> dict[str, Tensor]:
+        """Of the directory, without the adapters'."""
+        return open_tensors(self.path, self.allow_pickle)
 
 
 def open_tensors(hf_dir: str | Path, allow_pickle: bool = False) -> dict[str, Tensor]:
@@ -228,13 +250,29 @@ def read_json(path: Path) -> dict[str, Any]:
         ConvertError: the file is absent or damaged.
     """
     try:
-        return json.loads(path.read_text())
+        found = json.loads(path.read_text())
     except FileNotFoundError:
         raise ConvertError(f"{path} does not exist; a Hugging Face directory holds it") from None
     except ValueError as error:
         raise ConvertError(f"{path} is not JSON ({error}); fetch the file again") from None
+    if not isinstance(found, dict):
+        raise ConvertError(f"{path} holds a {type(found).__name__}, not an object; fetch it again")
+    return found
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Indented, as Hugging Face's own files are."""
     path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def check_vocabulary(size: int, config: cfg.Model, where: str | Path) -> None:
+    """Refuses a vocabulary of `size` ids, extra ids included, that outgrows the embedding.
+
+    Raises:
+        ConvertError: token ids would fall outside the table.
+    """
+    if size > config.vocab_size:
+        raise ConvertError(
+            f"{where} has {size} token ids, extra ids included, but the model's embedding has "
+            f"{config.vocab_size} rows; use the model's own vocabulary or a larger vocab_size"
+        )

@@ -1,4 +1,4 @@
-"""T5 to a Hugging Face directory: every tensor is gathered, written and forgotten before the next."""
+"""A model to a Hugging Face directory: every tensor is gathered, written and forgotten before the next."""
 
 import contextlib
 import dataclasses
@@ -7,8 +7,9 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -17,16 +18,9 @@ import numpy as np
 
 from t0jax import config as cfg
 from t0jax import models, processes, sharding
-from t0jax.convert.files import ConvertError, SafetensorsFile, read_json, write_json
-from t0jax.convert.names import (
-    MARK,
-    Entry,
-    generation_config,
-    hf_config,
-    name_table,
-    read_config,
-)
-from t0jax.data.vocabulary import EXTRA_IDS, Pieces
+from t0jax.convert.entries import Entry
+from t0jax.convert.files import ConvertError, SafetensorsFile, Source, read_json, write_json
+from t0jax.convert.names import MARK, hf_config, name_table, of, read_source
 
 SHARD_BYTES = 5_000_000_000
 """Largest safetensors file written; Hugging Face's own default."""
@@ -65,17 +59,53 @@ def save_params(
             file reads back otherwise than it was written.
         OSError: the disk is full or read-only; `out_dir` is as it was.
     """
-    out_dir = Path(out_dir)
     if dtype not in DTYPES:
         raise ConvertError(f"dtype {dtype!r}; {' or '.join(DTYPES)} can be written")
-    plan = plan_files(config, DTYPES[dtype], shard_bytes)
+    table = name_table(models.build(config))
+    about = hf_config(config, dtype)
+    export = Export(config, table, about, DTYPES[dtype], tokenizer_path)
+    return write(params, export, out_dir, shard_bytes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """What becomes a directory."""
+
+    config: cfg.Model
+    """Of the directory's model."""
+    table: list[Entry]
+    """Of the parameters written, which may be those of a larger model."""
+    about: dict[str, Any]
+    """`config.json`."""
+    dtype: np.dtype
+    tokenizer_path: str | Path | None = None
+    rows: dict[str, tuple[int, np.ndarray]] = dataclasses.field(default_factory=dict)
+    """Tensor -> (number, values) of a row written in place of its own."""
+
+    def check(self, folder: Path) -> None:
+        """Whether what was written describes the same model.
+
+        Raises:
+            ConvertError: it does not.
+        """
+        found = cfg.with_compute(read_source(Source(folder)), self.config)
+        if found != (wanted := of(self.config).as_read(self.config)):
+            raise ConvertError(f"config.json reads back as {found}, written from {wanted}")
+
+
+def write(
+    params: models.Params, export: Export, out_dir: str | Path, shard_bytes: int = SHARD_BYTES
+) -> Path:
+    """Writes an export as `save_params` does, with its results and errors."""
+    out_dir = Path(out_dir)
+    plan = _plan(export.table, export.dtype, shard_bytes)
     what, files = f"writing {out_dir}", []
     with contextlib.ExitStack() as stack:
 
         def begin() -> None:
             check_replaceable(out_dir)
             folder = stack.enter_context(_replacing(out_dir))
-            _describe(folder, config, dtype, plan, tokenizer_path)
+            _describe(folder, export, plan)
             files.extend(
                 SafetensorsFile(folder / part.name, part.shapes, part.dtype) for part in plan
             )
@@ -84,10 +114,10 @@ def save_params(
             with stack.pop_all():
                 if error is not None:
                     raise error
-                _verify(files, config)
+                _verify(files, export)
 
         processes.first_process_does(begin, what)
-        error = _write_tensors(files, _gather(params, plan))
+        error = _write_tensors(files, _gather(params, plan, export.rows))
         processes.first_process_does(finish, what)
     return out_dir
 
@@ -99,26 +129,30 @@ class Part:
     name: str
     dtype: np.dtype
     places: dict[str, tuple[Entry, int]]
-    """Tensor name -> its parameter and its layer in that (0 where it is no stack)."""
+    """Tensor name -> its parameter and its number among that one's tensors."""
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Tensor name -> shape."""
-        return {name: entry.tensor_shape for name, (entry, _) in self.places.items()}
+        return {name: entry.tensor_shape(number) for name, (entry, number) in self.places.items()}
 
 
 def plan_files(config: cfg.Model, dtype: np.dtype, shard_bytes: int = SHARD_BYTES) -> list[Part]:
     """The files of a model: parameters in their order until a file is full."""
+    return _plan(name_table(models.build(config)), dtype, shard_bytes)
+
+
+def _plan(table: list[Entry], dtype: np.dtype, shard_bytes: int) -> list[Part]:
     parts: list[dict[str, tuple[Entry, int]]] = [{}]
     used = 0
-    for entry in name_table(models.build(config)):
-        size = int(np.prod(entry.tensor_shape)) * dtype.itemsize
-        for layer, name in enumerate(entry.tensors):
+    for entry in table:
+        for number, name in enumerate(entry.tensors):
+            size = int(np.prod(entry.tensor_shape(number))) * dtype.itemsize
             if used and used + size > shard_bytes:
                 used = 0
                 parts.append({})
             used += size
-            parts[-1][name] = (entry, layer)
+            parts[-1][name] = (entry, number)
     names = [f"model-{n:05}-of-{len(parts):05}.safetensors" for n in range(1, len(parts) + 1)]
     if len(parts) == 1:
         names = ["model.safetensors"]
@@ -142,56 +176,79 @@ def hf_tensors(
     return zip(names, _gather(params, plan), strict=True)
 
 
-def _gather(params: models.Params, plan: list[Part]) -> Iterator[Any]:
+def _gather(
+    params: models.Params,
+    plan: list[Part],
+    rows: Mapping[str, tuple[int, np.ndarray]] = MappingProxyType({}),
+) -> Iterator[Any]:
     """Every tensor whole on the first process, one at a time in the files' order; None on the others.
 
     All processes that hold parts of the parameters must ask for every one.
     """
     for part in plan:
         for name in sorted(part.places):
-            entry, layer = part.places[name]
-            yield _file_tensor(entry.leaf(params), layer, entry, part.dtype)
+            entry, number = part.places[name]
+            value = _file_tensor(entry.leaf(params), number, entry, part.dtype)
+            if value is not None and name in rows:
+                row, values = rows[name]
+                value[row] = values
+            yield value
+            del value
 
 
 def _file_tensor(
-    leaf: jax.Array | np.ndarray, layer: int, entry: Entry, dtype: np.dtype
+    leaf: jax.Array | np.ndarray, number: int, entry: Entry, dtype: np.dtype
 ) -> np.ndarray | None:
     """One tensor as the file has it, on the first process; nothing of it stays elsewhere."""
-    whole = _whole(leaf, layer if entry.stacked else None)
+    span = entry.spans[number] if entry.spans else None
+    found = _whole(leaf, number if entry.stacked else None, span)
     if jax.process_index() != 0:
         return None
-    value = np.empty(entry.tensor_shape, dtype)
+    value = np.empty(entry.tensor_shape(number), dtype)
     target = value.T if entry.transposed else value
-    if isinstance(whole, np.ndarray):
-        target[...] = whole
+    if isinstance(found, np.ndarray):
+        target[...] = found
         return value
     # Shard by shard: `np.asarray` of several would leave a host copy with the array.
-    for shard in whole.addressable_shards[: 1 if whole.is_fully_replicated else None]:
+    for shard in found.addressable_shards[: 1 if found.is_fully_replicated else None]:
         target[shard.index] = shard.data
     return value
 
 
-def _whole(leaf: jax.Array | np.ndarray, layer: int | None) -> jax.Array | np.ndarray:
-    """A parameter, or one layer of a stack, such that the first process can read all of it."""
+def _whole(
+    leaf: jax.Array | np.ndarray, layer: int | None = None, span: tuple[int, int] | None = None
+) -> jax.Array | np.ndarray:
+    """A parameter, one layer of a stack or some columns, such that the first process can read all of it."""
     if isinstance(leaf, np.ndarray):
+        leaf = leaf if span is None else leaf[..., slice(*span)]
         return leaf if layer is None else leaf[layer]
-    if layer is None and leaf.is_fully_addressable:
+    if layer is None and span is None and leaf.is_fully_addressable:
         return leaf
     where = None
     if not leaf.is_fully_addressable:
         mesh = getattr(leaf.sharding, "mesh", None)
         assert isinstance(mesh, jax.sharding.Mesh), leaf.sharding
         where = sharding.replicated(mesh)
+    columns, at = (None, layer) if span is None else (span[1] - span[0], span[0])
     # Waited for, also where nothing is done with it: collectives of several programs at once may block each other.
-    return jax.block_until_ready(_take(where)(leaf, layer))
+    return jax.block_until_ready(_take(where, columns)(leaf, at))
 
 
 @functools.cache
-def _take(where: jax.sharding.Sharding | None) -> Any:
-    def take(x: jax.Array, layer: jax.Array | None) -> jax.Array:
-        return x if layer is None else jax.lax.dynamic_index_in_dim(x, layer, keepdims=False)
+def _take(where: jax.sharding.Sharding | None, columns: int | None) -> Any:
+    def take(x: jax.Array, at: jax.Array | None) -> jax.Array:
+        if at is None:
+            return x
+        if columns is None:
+            return jax.lax.dynamic_index_in_dim(x, at, keepdims=False)
+        return jax.lax.dynamic_slice_in_dim(x, at, columns, axis=-1)
 
     return jax.jit(take, out_shardings=where)
+
+
+def row_of(leaf: jax.Array | np.ndarray, number: int) -> np.ndarray:
+    """A row of a matrix, on every process; all that hold parts of it ask."""
+    return np.asarray(_whole(leaf, number))
 
 
 def _write_tensors(files: list[SafetensorsFile], gathered: Iterator[Any]) -> Exception | None:
@@ -211,29 +268,20 @@ def _write_tensors(files: list[SafetensorsFile], gathered: Iterator[Any]) -> Exc
     return error
 
 
-def _verify(files: list[SafetensorsFile], config: cfg.Model) -> None:
+def _verify(files: list[SafetensorsFile], export: Export) -> None:
     """Reads the export back and compares every byte."""
     for file in files:
         file.verify()
-    folder = files[0].path.parent
-    architecture = cfg.with_compute(read_config(folder), config)
-    wanted = dataclasses.replace(config, num_decoder_layers=config.decoder_layers)
-    if architecture != wanted:
-        raise ConvertError(f"config.json reads back as {architecture}, written from {wanted}")
+    export.check(files[0].path.parent)
 
 
-def _describe(
-    folder: Path,
-    config: cfg.Model,
-    dtype: str,
-    plan: list[Part],
-    tokenizer_path: str | Path | None,
-) -> None:
+def _describe(folder: Path, export: Export, plan: list[Part]) -> None:
     """Writes everything that is no weight."""
-    if tokenizer_path is not None:
-        _write_tokenizer(folder, Path(tokenizer_path), config)
-    write_json(folder / "config.json", hf_config(config, dtype))
-    write_json(folder / "generation_config.json", generation_config(config))
+    names = of(export.config)
+    if export.tokenizer_path is not None:
+        names.write_tokenizer(folder, Path(export.tokenizer_path), export.config)
+    write_json(folder / "config.json", export.about)
+    names.write_settings(folder, export.config)
     if len(plan) > 1:
         write_json(folder / "model.safetensors.index.json", file_index(plan))
 
@@ -297,27 +345,3 @@ def _leftovers(out_dir: Path, kind: str) -> list[Path]:
     name = re.compile(rf"\.{re.escape(out_dir.name)}\.{kind}-[0-9a-f]{{8}}")
     beside = out_dir.parent.iterdir() if out_dir.parent.is_dir() else ()
     return [path for path in beside if name.fullmatch(path.name)]
-
-
-def check_vocabulary(size: int, config: cfg.Model, where: str | Path) -> None:
-    """Refuses a vocabulary of `size` ids, extra ids included, that outgrows the embedding.
-
-    Raises:
-        ConvertError: token ids would fall outside the table.
-    """
-    if size > config.vocab_size:
-        raise ConvertError(
-            f"{where} has {size} token ids, extra ids included, but the model's embedding has "
-            f"{config.vocab_size} rows; use the model's own vocabulary or a larger vocab_size"
-        )
-
-
-def _write_tokenizer(folder: Path, model_file: Path, config: cfg.Model) -> None:
-    """`spiece.model` and what makes `AutoTokenizer` read it as T5's."""
-    check_vocabulary(Pieces(model_file).size, config, model_file)
-    shutil.copyfile(model_file, folder / "spiece.model")
-    special = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
-    special |= {"additional_special_tokens": [f"<extra_id_{i}>" for i in range(EXTRA_IDS)]}
-    settings = {"tokenizer_class": "T5Tokenizer", "extra_ids": EXTRA_IDS, "model_max_length": 10**6}
-    write_json(folder / "tokenizer_config.json", settings | special)
-    write_json(folder / "special_tokens_map.json", special)

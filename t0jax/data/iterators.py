@@ -50,7 +50,7 @@ _OTHER_WAY = (
     "data.cache_dir of before, or start with train.init_from: weights"
 )
 
-_GO_BACK = "Go back to those settings, or start with train.init_from: weights"
+GO_BACK = "Go back to those settings, or start with train.init_from: weights"
 
 SNAPSHOT_EVERY = 100
 """Batches between two copies of tf.data's iterator state."""
@@ -98,6 +98,20 @@ class Loader(abc.ABC):
         Raises:
           config.ConfigError: the state is of another stream (data, seed, lengths, shards ...).
         """
+
+    def counts(self, batch: Batch) -> tuple[int, float, dict[str, float]]:
+        """Of the batch just returned: its rows, its tokens, and {"cut": share of its examples that were too long}
+        where that is known."""
+        sides = ("encoder_segment_ids", "decoder_segment_ids")
+        tokens = float(sum(np.count_nonzero(batch[side]) for side in sides))
+        right = batch["decoder_segment_ids"] * (batch["decoder_loss_weights"] > 0)
+        examples = sum(len(np.unique(row[row > 0])) for row in right)
+        return len(batch[sides[0]]), tokens, self._cut_share(examples)
+
+    def _cut_share(self, examples: int) -> dict[str, float]:
+        if self.cut_examples is None:
+            return {}
+        return {"cut": self.cut_examples / max(1, examples)}
 
     def close(self) -> None:  # noqa: B027
         """Lets go of processes and memory; the loader may still be restored or go on."""
@@ -155,15 +169,15 @@ class IndexLoader(Loader):
     def restore(self, state: Mapping[str, Any]) -> None:
         if "stream" not in state:
             raise config.ConfigError(_OTHER_WAY.format("through seqio", "by index"))
-        differences = _differences({**SINCE_0_2, **state["stream"]}, self._fingerprint)
+        found = differences({**SINCE_0_2, **state["stream"]}, self._fingerprint)
         missing = [
             str(shard) for shard in self._places if str(shard) not in state.get("shards", {})
         ]
         if missing:
-            differences.append(f"it has no place for the shards {', '.join(missing)}")
-        if differences:
+            found.append(f"it has no place for the shards {', '.join(missing)}")
+        if found:
             raise config.ConfigError(
-                f"the saved data position is of another stream: {'; '.join(differences)}. {_GO_BACK}"
+                f"the saved data position is of another stream: {'; '.join(found)}. {GO_BACK}"
             )
         self.close()
         self._places = {shard: _place(state["shards"][str(shard)]) for shard in self._places}
@@ -230,22 +244,24 @@ def fingerprint(stream: Stream) -> dict[str, Any]:
         "data.input_eos": by_view if asked is None else asked,
         "views": ", ".join(sorted({type(task.view).__name__.lower() for task in stream.tasks})),
         "order": ORDER_VERSION,
-        "tasks": _digest(json.dumps(tasks)),
+        "tasks": digest(json.dumps(tasks)),
         "vocabulary": _vocabulary_digest(stream.encoder),
     }
 
 
 def _vocabulary_digest(encoder: Any) -> str:
     path = getattr(encoder, "path", None)
-    return _digest(Path(path).read_bytes()) if path else type(encoder).__name__
+    return digest(Path(path).read_bytes()) if path else type(encoder).__name__
 
 
-def _digest(content: str | bytes) -> str:
+def digest(content: str | bytes) -> str:
+    """A short name of some content."""
     content = content.encode() if isinstance(content, str) else content
     return hashlib.blake2b(content, digest_size=8).hexdigest()
 
 
-def _differences(saved: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+def differences(saved: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """What a saved fingerprint has otherwise than the one here, for a message."""
     return [
         f"{name} was {saved.get(name)}, is {here[name]}"
         for name in here
@@ -286,7 +302,7 @@ class SeqioLoader(Loader):
         names = ("mixture", "split", "seed", "batch_size", "pack", "input_length", "target_length")
         settings = {f"data.{name}": getattr(data, name) for name in names}
         self._fingerprint = settings | {
-            "vocabulary": _digest(vocabulary.read_bytes()),
+            "vocabulary": digest(vocabulary.read_bytes()),
             "read from a cache": bool(data.cache_dir),
         }
         if data.cache_dir:
@@ -321,10 +337,10 @@ class SeqioLoader(Loader):
             )
         place = state[self._key]
         saved = {"read from a cache": False} | place["stream"]
-        differences = _differences(saved, self._fingerprint)
-        if differences:
+        found = differences(saved, self._fingerprint)
+        if found:
             raise config.ConfigError(
-                f"the saved data position is of another stream: {'; '.join(differences)}. {_GO_BACK}"
+                f"the saved data position is of another stream: {'; '.join(found)}. {GO_BACK}"
             )
         self._iterator = self._start()
         self._snapshot, self._since = place["snapshot"], place["batches_since"]

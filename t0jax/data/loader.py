@@ -2,56 +2,135 @@
 
 `make_loader` looks the mixture up in seqio's registry. When all its tasks read by index (`sources.PromptSource`), it
 is read by index: hundreds of tasks start in seconds, batches are a pure function of (config, seed, data), whatever
-the number of processes and of reader processes, and the position is two integers a virtual shard. Any other mixture
-goes through `seqio.get_dataset`, one seqio shard a process, and so does one that is read from `data.cache_dir`.
+the number of processes and of reader processes, and the position is two integers a virtual shard. Structured tasks
+(`structured.source`) go to `structured.loader`. Any other mixture goes through `seqio.get_dataset`, one seqio shard a
+process, and so does one that is read from `data.cache_dir`.
 """
 
-import functools
-import hashlib
 import itertools
 import logging
-import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from t0jax import config
+from t0jax.data import registry
 from t0jax.data.iterators import IndexLoader, Loader, SeqioLoader, check_layout
-from t0jax.data.mixing import shuffled
+from t0jax.data.missing import report
 from t0jax.data.reading import Stream, Task, read_texts, render
-from t0jax.data.registry import find_tasks, find_vocabulary, reads_by_index
+from t0jax.data.registry import find_tasks, holds_structured, reads_by_index
 from t0jax.data.rows import DataUnavailable, PromptedRows
+from t0jax.data.shares import weight
+from t0jax.data.shots import draw_shots
+from t0jax.data.structured.loader import (
+    find_records,
+    make_multitask_loader,
+    structured_heads,
+    structured_texts,
+)
+from t0jax.data.structured.pieces import PairPieces, train_pair_pieces
 from t0jax.data.views import find_view
-from t0jax.data.vocabulary import Pieces
+from t0jax.data.vocabulary import EXTRA_IDS, Pieces, train_sentencepiece, vocabulary_path
+
+__all__ = [
+    "IndexLoader",
+    "Loader",
+    "SeqioLoader",
+    "added_ids",
+    "draw_shots",
+    "find_heads",
+    "find_records",
+    "find_tasks",
+    "find_vocabulary",
+    "make_loader",
+    "make_stream",
+    "mixture_texts",
+    "train_vocabulary",
+    "vocabulary_size",
+]
 
 log = logging.getLogger("t0jax")
 
 
-def make_loader(data: config.Data, *, process_index: int = 0, process_count: int = 1) -> Loader:
-    """The loader of `data.mixture` for one process.
+def make_loader(
+    data: config.Data, *, process_index: int = 0, process_count: int = 1, parts: int = 1
+) -> Loader:
+    """The loader of `data.mixture` for one process; `parts` micro-batches a step.
 
     Raises:
       config.ConfigError: unknown mixture, sizes that do not divide, or no task left to read.
       DataUnavailable: data sets cannot be had, all of them in one table (unless `data.available_only`).
     """
-    rates = find_tasks(data)
+    rates, place = (
+        find_tasks(data),
+        {"process_index": process_index, "process_count": process_count},
+    )
+    if holds_structured(data):
+        return make_multitask_loader(data, PairPieces(find_vocabulary(data)), **place, parts=parts)
     other = next((name for name in rates if not reads_by_index(name)), None)
     if data.cache_dir:
-        return SeqioLoader(data, process_index=process_index, process_count=process_count)
+        return SeqioLoader(data, **place)
     if other is not None:
         log.warning("%r goes through seqio: its task %r is not read by index", data.mixture, other)
-        return SeqioLoader(data, process_index=process_index, process_count=process_count)
+        return SeqioLoader(data, **place)
     check_layout(data, process_count)
     pieces = Pieces(find_vocabulary(data))
     pieces.encode("")  # a missing or broken vocabulary is an error now, not in a reader process
     stream = make_stream(data, rates, pieces)
-    return IndexLoader(stream, process_index=process_index, process_count=process_count)
+    return IndexLoader(stream, **place)
+
+
+def find_heads(data: config.Data) -> tuple[config.Head, ...]:
+    """Heads of a mixture of structured tasks, sorted by task: a task's number is its place. None of text to text.
+
+    Raises:
+      config.ConfigError: unknown mixture, tasks of both kinds in it, or no task whose data can be had.
+      DataUnavailable: as `make_loader`.
+    """
+    return structured_heads(data) if holds_structured(data) else ()
+
+
+# ---------------------------------------------------------------------------------------- vocabularies
+
+
+def find_vocabulary(data: config.Data) -> Path:
+    """The SentencePiece file of a run: `data.vocabulary`, else the tasks' own; of structured tasks `T0JAX_VOCABULARY`.
+
+    Raises:
+      VocabularyError: there is none, or that of structured tasks is not of DeBERTa-v3's kind.
+      config.ConfigError: as `registry.find_vocabulary`.
+    """
+    if not holds_structured(data):
+        return registry.find_vocabulary(data)
+    path = Path(data.vocabulary) if data.vocabulary else vocabulary_path()
+    _ = PairPieces(path).size
+    return path
+
+
+def vocabulary_size(data: config.Data, path: Path) -> int:
+    """Number of ids of the mixture's vocabulary: pieces and those added to them."""
+    return PairPieces(path).size if holds_structured(data) else Pieces(str(path)).size
+
+
+def added_ids(data: config.Data) -> int:
+    """How many ids the mixture's kind of vocabulary has beside its pieces: T5's extra ids, or [MASK]."""
+    return 1 if holds_structured(data) else EXTRA_IDS
+
+
+def train_vocabulary(data: config.Data) -> Path:
+    """Trains `data.vocabulary`, of `data.vocabulary_train_size` pieces of the mixture's kind, on the mixture's text.
+
+    Raises:
+      VocabularyError: it cannot be trained or written.
+      config.ConfigError, DataUnavailable: as `mixture_texts`.
+    """
+    train = train_pair_pieces if holds_structured(data) else train_sentencepiece
+    return train(mixture_texts(data), Path(data.vocabulary), data.vocabulary_train_size)
 
 
 def mixture_texts(data: config.Data) -> Iterator[str]:
-    """Inputs and targets of a by-index mixture in reading order, as many as it has rows; needs no vocabulary.
+    """Texts of a by-index mixture in reading order, of as many examples as it has rows; needs no vocabulary.
 
     For training a vocabulary on a mixture's text.
 
@@ -59,6 +138,9 @@ def mixture_texts(data: config.Data) -> Iterator[str]:
       config.ConfigError: a task is not read by index; and as `make_stream`.
     """
     rates = find_tasks(data)
+    if holds_structured(data):
+        yield from structured_texts(data)
+        return
     other = next((name for name in rates if not reads_by_index(name)), None)
     if other is not None:
         raise config.ConfigError(
@@ -70,6 +152,9 @@ def mixture_texts(data: config.Data) -> Iterator[str]:
         yield from texts
 
 
+# --------------------------------------------------------------------------------------------- streams
+
+
 def make_stream(data: config.Data, rates: Mapping[str, float], pieces: Pieces) -> Stream:
     """The stream of by-index tasks whose data can be had.
 
@@ -78,12 +163,7 @@ def make_stream(data: config.Data, rates: Mapping[str, float], pieces: Pieces) -
       config.ConfigError: none can, or no prompt of those that can gives an example.
     """
     opened, missing = _open_tasks(data, rates)
-    if missing:
-        _report(data, missing, len(rates))
-    if not opened:
-        raise config.ConfigError(
-            f"none of the data sets of {data.mixture!r} can be had; {_data_dir()}"
-        )
+    report(data, missing, len(rates))
     with_words = [task for task in opened if _has_words(task)]
     _tell_left_out(opened, with_words, "their prompts have no words to generate")
     if not with_words:
@@ -118,27 +198,8 @@ def _make_task(name: str, rate: float, source: Any, data: config.Data) -> Task:
         raise DataUnavailable(source.spec.name, f"split {data.split!r} is empty")
     chosen = draw_shots(f"{rows.spec.name}/{rows.split}", len(rows), data.num_shots, data.seed)
     length = len(chosen) or len(rows)
-    weight = rate if data.rates == "registered" else float(length)
     identity = _identity(view, source.seed, rows)
-    return Task(name, rows, length, weight, find_view(view), identity, chosen)
-
-
-# A data set's tasks share one tuple, in memory and on the way to reader processes.
-@functools.lru_cache(maxsize=4096)
-def draw_shots(dataset: str, size: int, shots: int, seed: int) -> tuple[int, ...]:
-    """Numbers of `shots` of a data set's `size` rows, in order; none, which means all, for 0 or as many as there are.
-
-    A function of its arguments: all prompts of a data set get the same rows. Fewer shots are some of more.
-    """
-    if shots > size:
-        log.warning(
-            "%s has %d rows, fewer than data.num_shots %d: all are read", dataset, size, shots
-        )
-    if not 0 < shots < size:
-        return ()
-    key = hashlib.blake2b(f"{seed}:{dataset}:shots".encode(), digest_size=8).digest()
-    lengths, keys = np.full((2, shots), [[size], [int.from_bytes(key, "little")]], np.uint64)
-    return tuple(sorted(shuffled(np.arange(shots), lengths, keys).tolist()))
+    return Task(name, rows, length, weight(data, rate, length), find_view(view), identity, chosen)
 
 
 def _has_words(task: Task) -> bool:
@@ -172,47 +233,3 @@ def _identity(view: str, seed: int, rows: PromptedRows) -> tuple[Any, ...]:
     template = rows.template
     prompt = (template.jinja, template.answer_choices, *rows.label_words)
     return (view, seed, *prompt, *rows.data_sizes())
-
-
-@functools.cache
-def _warn_once(text: str) -> None:
-    """A run reads its mixture twice where it trains its vocabulary; one table is enough."""
-    log.warning("%s", text)
-
-
-def _report(
-    data: config.Data, missing: Mapping[tuple[str, str, str], list[str]], task_count: int
-) -> None:
-    """Logs the table of unavailable data sets, or raises it."""
-    rest = task_count - sum(map(len, missing.values()))
-    table = "\n".join(_missing_lines(data.mixture, missing, task_count))
-    if data.available_only:
-        _warn_once(table + (f"\n  going on with the other {_count(rest, 'task')}" if rest else ""))
-        return
-    ways_out = [f"put the data there ({_data_dir()})"]
-    ways_out += ["go on with the rest by data.available_only: true"] if rest else []
-    datasets = ", ".join(dataset for dataset, _, _ in missing)
-    raise DataUnavailable(datasets, table, ", or ".join(ways_out))
-
-
-def _missing_lines(
-    mixture: str, missing: Mapping[tuple[str, str, str], list[str]], task_count: int
-) -> Iterator[str]:
-    lost = sum(map(len, missing.values()))
-    head = f"{_count(len(missing), 'data set')} ({lost} of {_count(task_count, 'task')})"
-    yield f"{head} of {mixture!r} cannot be had:"
-    width = max(len(dataset) for dataset, _, _ in missing)
-    for (dataset, reason, way_out), names in missing.items():
-        place = way_out.removeprefix("put the data at ")  # said once, below the table
-        yield f"  {dataset:{width}}  {_count(len(names), 'task'):>9}  {reason}" + (
-            place and f"; {place}"
-        )
-
-
-def _count(number: int, thing: str) -> str:
-    return f"{number} {thing}" + ("" if number == 1 else "s")
-
-
-def _data_dir() -> str:
-    where = os.environ.get("T0JAX_DATA_DIR")
-    return f"T0JAX_DATA_DIR is {where}" if where else "T0JAX_DATA_DIR is not set"

@@ -1,9 +1,8 @@
 """Reading a mixture by index: from (task, row) to packed rows of a virtual shard, here or in a reader process.
 
 A `Stream` says everything that the batches depend on. It is cut into `data.shards` virtual shards, each read and
-packed on its own by a `ShardReader`, whose place is two integers. A `PartReader` reads some shards side by side. The
-same classes run in the training process (`workers: 0`) and in reader processes (`serve`), which is why neither this
-module nor anything it reaches may import TensorFlow, seqio or JAX.
+packed on its own by a `ShardReader`, whose place is two integers. A `PartReader` reads some shards side by side. All
+runs in the training process (`workers: 0`) or in reader processes (`serve`): no import of TensorFlow, seqio or JAX.
 """
 
 import contextlib
@@ -52,7 +51,6 @@ class RandomAccess(Protocol):
     """What a task reads from: `rows[i]` is a `templates.Rendered`, or None where the prompt does not apply."""
 
     def __len__(self) -> int: ...
-
     def __getitem__(self, index: int) -> Any: ...
 
 
@@ -346,6 +344,14 @@ class Job:
     rows: int
     places: Mapping[int, Place]
 
+    @property
+    def ahead(self) -> int:
+        """Parts that may wait: shards run out of rows at about the same time, a group's worth evens that out."""
+        return 2 + self.stream.data.pack_rows // self.rows
+
+    def open(self) -> PartReader:
+        return PartReader(self.stream, self.rows, self.places)
+
 
 @dataclass(frozen=True)
 class Failure:
@@ -362,8 +368,8 @@ class ReaderProcess:
     session, so Ctrl-C reaches the parent alone, and it ends as soon as its stdin closes, however the parent ends.
     """
 
-    def __init__(self, job: Job):
-        """Starts the process; `start` tells it its job."""
+    def __init__(self, job: Any):
+        """Starts the process; `start` tells it its job, a `Job` or another with `ahead` and `open()`."""
         path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-c", "from t0jax.data.reading import serve; serve()"],
@@ -385,7 +391,7 @@ class ReaderProcess:
             self._process.stdin.write(pickle.dumps(self._job))
             self._process.stdin.flush()
 
-    def read(self) -> tuple[Batch, dict[int, Place]]:
+    def read(self) -> tuple[Any, Any]:
         """The next part and the places after it; waits for the process if need be."""
         with self._died():
             message = pickle.load(self._process.stdout)
@@ -439,7 +445,7 @@ class _Outbox:
         """How many parts may wait."""
         self._waiting.maxsize = parts
 
-    def put(self, message: tuple[Batch, dict[int, Place]] | Failure) -> None:
+    def put(self, message: tuple[Any, Any] | Failure) -> None:
         """Waits while there are too many."""
         self._waiting.put(message)
 
@@ -483,9 +489,8 @@ def serve() -> None:
 def _read_for_ever(stdin: BinaryIO, outbox: _Outbox) -> None:
     job = pickle.load(stdin)
     threading.Thread(target=_die_with_parent, args=(stdin,), daemon=True).start()
-    # All shards run out of rows at about the same time: a group's worth in waiting evens that out.
-    outbox.hold(2 + job.stream.data.pack_rows // job.rows)
-    reader = PartReader(job.stream, job.rows, job.places)
+    outbox.hold(job.ahead)
+    reader = job.open()
     while True:
         outbox.put(reader.read())
 

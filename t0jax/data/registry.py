@@ -84,6 +84,27 @@ def reads_by_index(task_name: str) -> bool:
     )
 
 
+def holds_structured(data: Data) -> bool:
+    """Whether the tasks of `data.mixture` are structured records, not texts to texts.
+
+    Raises:
+      ConfigError: as `find_tasks`, or it has tasks of both kinds.
+    """
+    names = list(find_tasks(data))
+    import seqio  # after the tasks' modules, which import it quietly
+
+    from t0jax.data.structured.source import StructuredSource
+
+    kinds = {n: isinstance(seqio.TaskRegistry.get(n).source, StructuredSource) for n in names}
+    if len(set(kinds.values())) > 1:
+        one, other = (next(name for name in names if kinds[name] is kind) for kind in (True, False))
+        raise ConfigError(
+            f"the mixture {data.mixture!r} has structured tasks ({one!r}) and text-to-text ones ({other!r}), which no "
+            "model reads together; make a mixture of each"
+        )
+    return any(kinds.values())
+
+
 def find_vocabulary(data: Data) -> Path:
     """The SentencePiece file of a run: `data.vocabulary`, or the one the mixture's tasks were declared with.
 

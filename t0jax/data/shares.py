@@ -74,6 +74,13 @@ def find_shares(
     return sorted(shares, key=lambda share: (-share.share, share.name))
 
 
+def weight(data: config.Data, rate: float, rows: int) -> float:
+    """What a task weighs in its mixture: its registered rate, or its rows up to `data.rate_cap`."""
+    if data.rates == "registered":
+        return rate
+    return float(min(rows, data.rate_cap) if data.rate_cap else rows)
+
+
 def _data_set(task: str, source: Any) -> str:
     spec = getattr(source, "spec", None)
     return spec.name if spec else task
@@ -93,8 +100,7 @@ def _task(name: str, rate: float, source: Any, data: config.Data, opened: bool) 
         return Share(name, 1, rate, 0.0, None, error.reason)
     except TemplateError as error:
         raise config.ConfigError(f"task {name!r}: {error}") from error
-    weight = float(count) if data.rates == "rows" else rate
-    return Share(name, 1, weight, 0.0, count, split=rows.split)
+    return Share(name, 1, weight(data, rate, count), 0.0, count, split=rows.split)
 
 
 def _together(name: str, tasks: Sequence[Share], total: float) -> Share:

@@ -11,7 +11,7 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ log = logging.getLogger("t0jax")
 
 EXTRA_IDS = 100
 PAD_ID, EOS_ID, UNKNOWN_ID = 0, 1, 2
+T5_IDS = {"pad_id": PAD_ID, "eos_id": EOS_ID, "unk_id": UNKNOWN_ID, "bos_id": -1}
 
 MAX_TRAINING_CHARACTERS = 10_000_000
 """How much of the text given a SentencePiece model is trained on."""
@@ -227,10 +228,19 @@ def train_sentencepiece(texts: Iterable[str], path: Path, size: int) -> Path:
     Raises:
       VocabularyError: there is no text, or there are too few pieces for its letters, or the file cannot be written.
     """
+    return train_model(texts, path, size, T5_IDS)
+
+
+def train_model(texts: Iterable[str], path: Path, size: int, special: Mapping[str, Any]) -> Path:
+    """Trains a unigram model as `train_sentencepiece` does, with other ids and names of the control pieces.
+
+    Raises:
+      VocabularyError: as there.
+    """
     sentences = _sample(texts)
     characters = f"{sum(map(len, sentences)):,} characters of text"
     try:
-        model = _train(sentences, size)
+        model = _train(sentences, size, special)
     except (RuntimeError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise VocabularyError(
@@ -240,13 +250,19 @@ def train_sentencepiece(texts: Iterable[str], path: Path, size: int) -> Path:
         write_atomically(Path(path), lambda part: part.write_bytes(model) and None)
     except OSError as error:
         raise VocabularyError(f"cannot write the vocabulary {path}: {error}") from error
-    made = Pieces(path, extra_ids=0).size
+    made = _piece_count(model)
     if made < size:
         log.warning("%s give %d pieces, not the %d that were asked for", characters, made, size)
     return Path(path)
 
 
-def _train(sentences: list[str], size: int) -> bytes:
+def _piece_count(model: bytes) -> int:
+    import sentencepiece
+
+    return sentencepiece.SentencePieceProcessor(model_proto=model).get_piece_size()
+
+
+def _train(sentences: list[str], size: int, special: Mapping[str, Any]) -> bytes:
     """A model of `size` pieces, or of as many as the sentences give. Raises what SentencePiece does."""
     import sentencepiece
 
@@ -254,9 +270,8 @@ def _train(sentences: list[str], size: int) -> bytes:
         model = BytesIO()
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(sentences), model_writer=model, vocab_size=size, model_type="unigram",
-            normalization_rule_name="nmt_nfkc", byte_fallback=False, pad_id=PAD_ID, eos_id=EOS_ID,
-            unk_id=UNKNOWN_ID, bos_id=-1, num_threads=_TRAINING_THREADS, shuffle_input_sentence=False,
-            minloglevel=2, max_sentence_length=4 * _MAX_SENTENCE, **limit,
+            normalization_rule_name="nmt_nfkc", byte_fallback=False, num_threads=_TRAINING_THREADS,
+            shuffle_input_sentence=False, minloglevel=2, max_sentence_length=4 * _MAX_SENTENCE, **special, **limit,
         )  # fmt: skip
         return model.getvalue()
 

@@ -14,8 +14,9 @@ import jax
 import numpy as np
 
 from t0jax import config as config_lib
+from t0jax.evaluate.classify import ClassifyEvaluator
 from t0jax.evaluate.evaluation import Evaluation
-from t0jax.evaluate.exchange import gather_rows, least
+from t0jax.evaluate.exchange import gather_rows
 from t0jax.evaluate.progress import Progress
 from t0jax.evaluate.tasks import (
     Encoder,
@@ -34,14 +35,15 @@ from t0jax.results import (
     ScoredRow,
     chance,
     grade,
-    hardest,
     macro_f1,
     parity,
 )
 from t0jax.scoring import RankExample, Scorer
 
 __all__ = [
+    "ClassifyEvaluator",
     "Encoder",
+    "Evaluation",
     "EvaluationError",
     "Evaluator",
     "RankTask",
@@ -116,23 +118,13 @@ class Evaluator(Evaluation):
         self, params: Params, todo: Sequence[int], told: Progress
     ) -> Iterator[tuple[int, list[ScoredRow]]]:
         """(task number, its rows of all processes in order) as the tasks `todo` are finished."""
-        kept: dict[int, list[ScoredRow]] = {number: [] for number in todo}
-        waiting, done = list(todo), 0
-        reached = todo[0] if todo else 0
-        for window in self.scorer.windows(params, self._examples(todo)):
-            for example, scores in window:
-                kept[example.task].append(
-                    ScoredRow(example.index, scores, example.correct, example.grades, example.cut)
-                )
-                reached = example.task
-            told.rows(done + self.scorer.slices * sum(map(len, kept.values())))
-            # Examples come back in order: tasks before the one reached, on every process, are finished.
-            finished = least(reached)
-            while waiting and waiting[0] < finished:
-                done += len(self._rows(self.tasks[waiting[0]]))
-                yield waiting[0], gather_rows(kept.pop(waiting.pop(0)))
-        for number in waiting:
-            yield number, gather_rows(kept[number])
+        windows = (
+            [(example.task, _row(example, scores)) for example, scores in window]
+            for window in self.scorer.windows(params, self._examples(todo))
+        )
+        yield from self._gathered(
+            windows, todo, told, self.scorer.slices, lambda _, rows: gather_rows(rows)
+        )
 
     def _examples(self, todo: Sequence[int]) -> Iterator[RankExample]:
         """This process's rows of the tasks `todo`."""
@@ -170,21 +162,13 @@ class Evaluator(Evaluation):
     def _conclude(self, folder: ResultsFolder, results: Results) -> None:
         folder.write_rows(self._hard_rows(folder, results))
 
-    def _hard_rows(self, folder: ResultsFolder, results: Results) -> dict[str, dict[str, Any]]:
-        """By data set: text and choices, by row, of the rows that most of its prompts get wrong."""
-        found: dict[str, dict[str, Any]] = {}
-        tasks = {task.name: task for task in self.tasks}
-        for dataset in results.datasets():
-            names = [n for n, entry in results.scored.items() if entry["dataset"] == dataset]
-            right = {name: folder.read_outcomes(name) for name in names}
-            shown = found[dataset] = {}
-            for row, _, _ in hardest(right):
-                name = next(name for name in names if any(row == n for n, _ in right[name]))
-                rendered = tasks[name].rows[row]
-                if rendered is not None:
-                    choices = list(rendered.choices or ())
-                    shown[str(row)] = {"task": name, "inputs": rendered.inputs, "choices": choices}
-        return found
+    def _shown(self, task: RankTask, row: int) -> tuple[str, list[str]] | None:
+        rendered = task.rows[row]
+        return None if rendered is None else (rendered.inputs, list(rendered.choices or ()))
+
+
+def _row(example: RankExample, scores: np.ndarray) -> ScoredRow:
+    return ScoredRow(example.index, scores, example.correct, example.grades, example.cut)
 
 
 def make_evaluator(
@@ -194,7 +178,19 @@ def make_evaluator(
     settings: config_lib.Evaluate,
     mixture: str,
     vocabulary: Path | None = None,
-) -> Evaluator | TextEvaluator:
-    """The evaluator that `settings.method` names; arguments and errors as `Evaluator`'s."""
+) -> Evaluation:
+    """The evaluator that `settings.method` names, of a multitask encoder that of its heads; arguments and errors as
+    `Evaluation`'s.
+
+    Raises:
+        EvaluationError: the method needs another architecture.
+    """
+    if network.config.architecture == "deberta":
+        return ClassifyEvaluator(network, mesh, data, settings, mixture, vocabulary=vocabulary)
+    if settings.method == "classify":
+        raise EvaluationError(
+            f"evaluate.method classify needs a multitask encoder, and the model is a {network.config.architecture}; "
+            "set it to rank or generate"
+        )
     kind = TextEvaluator if settings.method == "generate" else Evaluator
     return kind(network, mesh, data, settings, mixture, vocabulary=vocabulary)

@@ -11,11 +11,12 @@ import jax
 from t0jax import __version__, processes
 from t0jax import config as config_lib
 from t0jax.data import views
-from t0jax.evaluate.exchange import agree
+from t0jax.data.vocabulary import Pieces
+from t0jax.evaluate.exchange import agree, least
 from t0jax.evaluate.progress import Progress, no_pause
-from t0jax.evaluate.tasks import content_digest, drawn_rows, identity, open_pieces
+from t0jax.evaluate.tasks import content_digest, drawn_rows, open_pieces
 from t0jax.models import Network, Params
-from t0jax.results import Results, ResultsFolder
+from t0jax.results import Results, ResultsFolder, hardest
 
 
 def tell_no_one(line: str) -> None:
@@ -26,7 +27,7 @@ class Evaluation(abc.ABC):
     """An evaluation of one mixture, prepared once, called with parameters as often as one likes.
 
     Attributes:
-        tasks: what is scored, each with name, rows, view, dataset and measures.
+        tasks: what is scored, each with name, rows, dataset, prompt and identity (a digest of prompt and data).
         unscored: by name of other tasks, why they are not.
         vocabulary: digest of the SentencePiece file.
         dtype: of activations.
@@ -36,6 +37,8 @@ class Evaluation(abc.ABC):
     """Of `evaluate.method`."""
     DEPENDS_ON: ClassVar[tuple[str, ...]]
     """Keys of `evaluate` that results depend on."""
+    PIECES: ClassVar[type[Any]] = Pieces
+    """How the vocabulary is read."""
 
     tasks: Sequence[Any]
     unscored: dict[str, str]
@@ -69,8 +72,9 @@ class Evaluation(abc.ABC):
         """
         self.data, self.settings = data, settings
         self.mixture, self.split = mixture, split or data.eval_split
+        self.heads = network.config.heads
         self._open_tasks()
-        self.pieces = open_pieces(vocabulary, data, network)
+        self.pieces = open_pieces(vocabulary, data, network, self.PIECES)
         self.vocabulary, self.dtype = (
             content_digest(str(self.pieces.path))[:16],
             network.config.dtype,
@@ -117,14 +121,16 @@ class Evaluation(abc.ABC):
 
     def describe(self) -> dict[str, Any]:
         """The settings that results depend on, for `ResultsFolder`."""
+        asked = {"method": self.METHOD, "mixture": self.mixture, "split": self.split}
+        made = {"t0jax": __version__, "vocabulary": self.vocabulary, "dtype": self.dtype}
+        return {**asked, **self._chosen(), **made}
+
+    def _chosen(self) -> dict[str, Any]:
         chosen = {name: getattr(self.settings, name) for name in self.DEPENDS_ON}
         if self.settings.input_eos is None:  # what it comes to, as older results have it
             chosen["input_eos"] = any(views.find_view(task.view).input_eos for task in self.tasks)
         names = ("view", "instruction_split", "truncation")
-        seen = {name: getattr(self.data, name) for name in names}
-        asked = {"method": self.METHOD, "mixture": self.mixture, "split": self.split}
-        made = {"t0jax": __version__, "vocabulary": self.vocabulary, "dtype": self.dtype}
-        return {**asked, **seen, **chosen, **made}
+        return {**{name: getattr(self.data, name) for name in names}, **chosen}
 
     def _finished(self, folder: ResultsFolder | None) -> dict[str, dict[str, Any]]:
         """Results by task that the folder holds and that prompts and data of today would give again.
@@ -132,7 +138,7 @@ class Evaluation(abc.ABC):
         Raises:
             EvaluationError: the processes have not opened the same tasks.
         """
-        names = {task.name: identity(task) for task in self.tasks}
+        names = {task.name: task.identity for task in self.tasks}
         agree(repr((list(names.items()), self.describe())), "the tasks to be scored")
         reads = folder is not None and jax.process_index() == 0
         there = folder.finished() if reads else {}
@@ -147,9 +153,9 @@ class Evaluation(abc.ABC):
             **(self._rates(task, rows) if rows else {}),
             "n": len(rows),
             "dataset": task.dataset,
-            "prompt": task.rows.template_name,
+            "prompt": task.prompt,
             "coverage": len(rows) / max(1, len(self._rows(task))),
-            "identity": identity(task),
+            "identity": task.identity,
             "seconds": round(seconds, 3),
         }
 
@@ -157,6 +163,55 @@ class Evaluation(abc.ABC):
         if not found["n"]:
             return f"applies to no row, in {found['seconds']:.1f} s"
         return f"{self._value(found)}, {found['n']} rows in {found['seconds']:.1f} s"
+
+    def _gathered(
+        self,
+        windows: Iterator[list[tuple[int, Any]]],
+        todo: Sequence[int],
+        told: Progress,
+        slices: int,
+        exchange: Callable[[int, Sequence[Any]], list[Any]],
+    ) -> Iterator[tuple[int, list[Any]]]:
+        """`_score` for methods that read rows in order.
+
+        Args:
+            windows: (task number, row) of this process as they come, as often on every process.
+            todo: the tasks, in order.
+            told: is told how many rows are done.
+            slices: shares that rows are read in.
+            exchange: (task number, this process's rows) -> those of all.
+        """
+        kept: dict[int, list[Any]] = {number: [] for number in todo}
+        waiting, done = list(todo), 0
+        reached = todo[0] if todo else 0
+        for window in windows:
+            for number, row in window:
+                kept[number].append(row)
+                reached = number
+            told.rows(done + slices * sum(map(len, kept.values())))
+            # Rows come back in order: tasks before the one reached, on every process, are finished.
+            finished = least(reached)
+            while waiting and waiting[0] < finished:
+                done += len(self._rows(self.tasks[waiting[0]]))
+                yield waiting[0], exchange(waiting[0], kept.pop(waiting.pop(0)))
+        for number in waiting:
+            yield number, exchange(number, kept[number])
+
+    def _hard_rows(self, folder: ResultsFolder, results: Results) -> dict[str, dict[str, Any]]:
+        """By data set: text and choices, by row, of the rows that most of its prompts get wrong."""
+        found: dict[str, dict[str, Any]] = {}
+        tasks = {task.name: task for task in self.tasks}
+        for dataset in results.datasets():
+            names = [n for n, entry in results.scored.items() if entry["dataset"] == dataset]
+            right = {name: folder.read_outcomes(name) for name in names}
+            shown = found[dataset] = {}
+            for row, _, _ in hardest(right):
+                name = next(name for name in names if any(row == n for n, _ in right[name]))
+                text = self._shown(tasks[name], row)
+                if text is not None:
+                    inputs, choices = text
+                    shown[str(row)] = {"task": name, "inputs": inputs, "choices": choices}
+        return found
 
     # -------------------------------------------------------------------------------- what methods differ in
 
@@ -184,3 +239,8 @@ class Evaluation(abc.ABC):
 
     def _conclude(self, folder: ResultsFolder, results: Results) -> None:  # noqa: B027
         """Writes what the method adds to the folder once all is scored."""
+
+    def _shown(self, task: Any, row: int) -> tuple[str, list[str]] | None:
+        """Text and choices of a row; None where there is none."""
+        del task, row
+        return None

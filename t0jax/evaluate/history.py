@@ -17,7 +17,6 @@ from t0jax import processes
 from t0jax.checkpoint import CheckpointError, write_atomically
 from t0jax.config import ConfigError
 from t0jax.evaluate.evaluation import Evaluation
-from t0jax.evaluate.tasks import identity
 from t0jax.metrics import note
 
 SCORES_FILE = "scores.json"
@@ -27,7 +26,7 @@ def digest(evaluator: Evaluation | None) -> str:
     """Of what scores depend on besides the weights: settings, tasks, prompts and data; empty for no evaluation."""
     if evaluator is None:
         return ""
-    tasks = [(task.name, identity(task)) for task in evaluator.tasks]
+    tasks = [(task.name, task.identity) for task in evaluator.tasks]
     content = json.dumps([evaluator.describe(), tasks], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 

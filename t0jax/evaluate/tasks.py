@@ -56,6 +56,16 @@ class RankTask:
         """The data set's name in tables."""
         return dataset_name(self.rows, self.split)
 
+    @property
+    def prompt(self) -> str:
+        """The prompt's name in tables."""
+        return self.rows.template_name
+
+    @property
+    def identity(self) -> str:
+        """See `prompt_identity`."""
+        return prompt_identity(self)
+
 
 def dataset_name(rows: PromptedRows, split: str) -> str:
     """`super_glue/rte`, with the split's name where it is another than asked for, `anli/dev_r1`."""
@@ -63,8 +73,8 @@ def dataset_name(rows: PromptedRows, split: str) -> str:
     return f"{name}, other words" if rows.label_words else name
 
 
-def identity(task: Any) -> str:
-    """A digest of what a task's results depend on besides the settings: its prompt, view, measures and data."""
+def prompt_identity(task: Any) -> str:
+    """A digest of what a prompt's results depend on besides the settings: its text, view, measures and data."""
     rows, template = task.rows, task.rows.template
     prompt = (template.jinja, template.answer_choices, *rows.label_words, rows.seed)
     measures = [
@@ -128,13 +138,30 @@ def find_tasks(
 
 
 def find_sources(mixture: str, data: config_lib.Data) -> Iterator[tuple[str, Any]]:
-    """(name, source) of the tasks of a mixture, by name.
+    """(name, source) of the tasks of a mixture that are made from prompts, by name.
 
     Raises:
         EvaluationError: an unknown mixture, or a task that is not made from prompts.
     """
-    import_tasks(data.modules)
     from t0jax.data import sources  # here: it imports TensorFlow, which scoring does without
+
+    for name, source in all_sources(mixture, data):
+        if not isinstance(source, sources.PromptSource):
+            raise EvaluationError(
+                f"task {name!r} is not made from a prompt (its source is a {type(source).__name__}), so "
+                "its choices are not known; score tasks added with t0jax.data.sources"
+            )
+        yield name, source
+
+
+def all_sources(mixture: str, data: config_lib.Data) -> Iterator[tuple[str, Any]]:
+    """(name, source) of the tasks of a mixture, by name.
+
+    Raises:
+        EvaluationError: an unknown mixture.
+    """
+    import_tasks(data.modules)
+    from t0jax.data import sources
 
     try:
         names = {name for part in mixture.split(",") for name in sources.members(part.strip())}
@@ -144,13 +171,7 @@ def find_sources(mixture: str, data: config_lib.Data) -> Iterator[tuple[str, Any
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise EvaluationError(f"{error}: {', '.join(data.modules)}{hint}") from error
     for name in sorted(names):
-        source = sources.seqio.TaskRegistry.get(name).source
-        if not isinstance(source, sources.PromptSource):
-            raise EvaluationError(
-                f"task {name!r} is not made from a prompt (its source is a {type(source).__name__}), so "
-                "its choices are not known; score tasks added with t0jax.data.sources"
-            )
-        yield name, source
+        yield name, sources.seqio.TaskRegistry.get(name).source
 
 
 def open_rows(
@@ -197,13 +218,15 @@ def check_missing(
         raise EvaluationError(f"data sets of {mixture} are missing\n{lines}{way_out}")
 
 
-def open_pieces(vocabulary: Path | None, data: config_lib.Data, network: Network) -> Pieces:
-    """The vocabulary: as given, else `data.vocabulary`, else `T0JAX_VOCABULARY`.
+def open_pieces(
+    vocabulary: Path | None, data: config_lib.Data, network: Network, of: type[Any] = Pieces
+) -> Any:
+    """The vocabulary, read as `of`: as given, else `data.vocabulary`, else `T0JAX_VOCABULARY`.
 
     Raises:
         EvaluationError: it is larger than the model's.
     """
-    pieces = Pieces(vocabulary or data.vocabulary or vocabulary_path())
+    pieces = of(vocabulary or data.vocabulary or vocabulary_path())
     if pieces.size > network.config.vocab_size:
         raise EvaluationError(
             f"the vocabulary {pieces.path} has {pieces.size} ids, the model's embedding "

@@ -28,6 +28,7 @@ from t0jax.evaluate.tasks import (
     dataset_name,
     find_sources,
     open_rows,
+    prompt_identity,
 )
 from t0jax.generate import Generator, Settings
 from t0jax.models import Network, Params
@@ -69,6 +70,16 @@ class TextTask:
     def dataset(self) -> str:
         """The data set's name in tables."""
         return dataset_name(self.rows, self.split)
+
+    @property
+    def prompt(self) -> str:
+        """The prompt's name in tables."""
+        return self.rows.template_name
+
+    @property
+    def identity(self) -> str:
+        """See `prompt_identity`."""
+        return prompt_identity(self)
 
 
 @dataclass(frozen=True)

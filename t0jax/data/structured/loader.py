@@ -1,0 +1,292 @@
+"""Batches of structured tasks, and what a run has to know about them: heads, records, texts.
+
+Every process puts the same batches together and keeps its own rows of them: an item's rows may then lie on several
+processes, the row length follows from the items themselves, and nothing depends on the number of processes. The
+price is that each reads all texts; `data.workers` reader processes share that work (`data.shards` plays no part).
+"""
+
+import dataclasses
+import json
+import logging
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from t0jax import config
+from t0jax.data.iterators import GO_BACK, Loader, differences, digest
+from t0jax.data.missing import report
+from t0jax.data.reading import Batch
+from t0jax.data.registry import find_tasks
+from t0jax.data.rows import DataUnavailable, SplitUnavailable
+from t0jax.data.shares import weight
+from t0jax.data.shots import draw_shots
+from t0jax.data.structured.assembly import Layout, Mixed, Placed, SingleTask, Source
+from t0jax.data.structured.encoding import rows_to_batch
+from t0jax.data.structured.fields import described
+from t0jax.data.structured.items import (
+    ChunkReader,
+    Drawn,
+    ItemStream,
+    Place,
+    Readers,
+    StructuredTask,
+    read_texts,
+)
+from t0jax.data.structured.pieces import PairPieces
+from t0jax.data.structured.records import Record
+from t0jax.data.structured.rows import StructuredRows
+
+log = logging.getLogger("t0jax")
+
+ORDER_VERSION = 1
+"""Raised with every change of the code after which the same settings give other batches."""
+
+
+class MultitaskLoader(Loader):
+    """Reads a stream of structured items; batches as `encoding.rows_to_batch` says, of one of `data.length_buckets`."""
+
+    def __init__(
+        self,
+        stream: ItemStream,
+        *,
+        process_index: int = 0,
+        process_count: int = 1,
+        parts: int = 1,
+    ):
+        """`parts` micro-batches a batch: row r is of micro-batch r % parts, and an item's rows all lie in one.
+
+        Raises:
+          config.ConfigError: sizes that do not divide, or a micro-batch too small for a question's options.
+        """
+        data = stream.data
+        self.heads = tuple(task.rows.record.head() for task in stream.tasks)
+        _check_layout(data, self.heads, process_count, parts)
+        self._stream = stream
+        self._layout = Layout(data.batch_size, data.length_buckets or (data.input_length,), parts)
+        own = data.batch_size // process_count
+        self._own = slice(process_index * own, (process_index + 1) * own)
+        self._fingerprint = fingerprint(stream)
+        self._assembler: Mixed | SingleTask | None = None
+        self._place: dict[str, Any] | None = None
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Ids of the tasks that are read, in the order of their numbers."""
+        return tuple(task.name for task in self._stream.tasks)
+
+    def __next__(self) -> Batch:
+        try:
+            self._assembler = self._assembler or self._start()
+            placed = self._assembler.next()
+        except BaseException:
+            self.close()  # the next call starts again from the last place returned
+            raise
+        self._place = self._assembler.state()
+        return self._batch(placed)
+
+    def counts(self, batch: Batch) -> tuple[int, float, dict[str, float]]:
+        tokens = float(np.count_nonzero(batch["encoder_segment_ids"]))
+        examples = np.count_nonzero(batch["loss_weights"])
+        return len(batch["task_ids"]), tokens, self._cut_share(examples)
+
+    def state(self) -> dict[str, Any]:
+        return {"stream": self._fingerprint, "items": self._place}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        found = differences(state.get("stream", {}), self._fingerprint)
+        if found:
+            raise config.ConfigError(
+                f"the saved data position is of another stream: {'; '.join(found)}. {GO_BACK}"
+            )
+        self.close()
+        self._place = state["items"]
+
+    def close(self) -> None:
+        if self._assembler is not None:
+            self._assembler.close()
+            self._assembler = None
+
+    def _start(self) -> Mixed | SingleTask:
+        if self._stream.data.batching == "single_task":
+            return SingleTask(self._stream, self._layout, ChunkReader, self._place)
+        return Mixed(self._stream, self._layout, self._open, self._place)
+
+    def _open(self, stream: ItemStream, start: Place) -> Source:
+        workers = stream.data.workers
+        return Readers(stream, start, workers) if workers else ChunkReader(stream, start)
+
+    def _batch(self, placed: Placed) -> Batch:
+        """This process's rows; counts the items with their label here that were cut."""
+        items = [(one.task, one.item, rows) for one, rows in placed.items]
+        whole = rows_to_batch(items, self.heads, self._layout.rows, placed.length)
+        here = range(self._own.start, self._own.stop)
+        self.cut_examples = sum(
+            one.item.cut and self._labelled(one, rows) in here for one, rows in placed.items
+        )
+        return {name: array[self._own] for name, array in whole.items()}
+
+    def _labelled(self, drawn: Drawn, rows: tuple[int, ...]) -> int:
+        choice = self.heads[drawn.task].kind == "multiple_choice"
+        return rows[drawn.item.label] if choice else rows[0]
+
+
+def _check_settings(data: config.Data) -> None:
+    """Raises ConfigError for settings that structured tasks do not follow."""
+    for name in (
+        "cache_dir",
+        "view",
+        "num_negatives",
+        "instruction_split",
+        "truncation",
+        "input_eos",
+    ):
+        value = getattr(data, name)
+        if value != getattr(config.Data, name):
+            raise config.ConfigError(
+                f"data.{name}={value} is only for tasks of texts to texts, not for the structured ones of "
+                f"{data.mixture!r}; leave it out"
+            )
+
+
+def _check_layout(
+    data: config.Data, heads: tuple[config.Head, ...], process_count: int, parts: int
+) -> None:
+    for count, what in ((process_count, "processes"), (parts, "micro-batches a step")):
+        if data.batch_size < 1 or data.batch_size % count:
+            raise config.ConfigError(
+                f"data.batch_size={data.batch_size} must be a multiple of the {count} {what}"
+            )
+    asks = any(head.kind == "multiple_choice" for head in heads)
+    if asks and data.batch_size // parts < data.max_choices:
+        raise config.ConfigError(
+            f"a micro-batch of {data.batch_size // parts} rows (data.batch_size={data.batch_size} over {parts}) cannot "
+            f"hold a question with data.max_choices={data.max_choices} options; lower train.grad_accumulation or "
+            "data.max_choices"
+        )
+
+
+def fingerprint(stream: ItemStream) -> dict[str, Any]:
+    """What a position is only valid with: settings, and digests of the tasks (records and data) and the vocabulary."""
+    names = ("seed", "input_length", "max_choices", "num_shots", "batching")
+    tasks = [[task.name, task.length, task.rate, *task.identity] for task in stream.tasks]
+    return {f"data.{name}": getattr(stream.data, name) for name in names} | {
+        "structured order": ORDER_VERSION,
+        "tasks": digest(json.dumps(tasks)),
+        "vocabulary": digest(stream.pieces.path.read_bytes()),
+    }
+
+
+# ------------------------------------------------------------------------------------- opening tasks
+
+
+def make_multitask_loader(
+    data: config.Data, pieces: PairPieces, *, process_index: int, process_count: int, parts: int
+) -> MultitaskLoader:
+    """The loader of a mixture of structured tasks.
+
+    Raises:
+      config.ConfigError, DataUnavailable, RecordError: as `open_tasks`, or as `MultitaskLoader`.
+    """
+    _check_settings(data)
+    _ = pieces.size  # a missing or unfit vocabulary is an error now
+    stream = ItemStream(tuple(open_tasks(data)), pieces, data)
+    return MultitaskLoader(
+        stream, process_index=process_index, process_count=process_count, parts=parts
+    )
+
+
+def structured_heads(data: config.Data) -> tuple[config.Head, ...]:
+    """Heads of the tasks of `data.mixture` that can be had, in the order of their numbers: sorted by id.
+
+    Raises:
+      config.ConfigError, DataUnavailable, RecordError: as `open_tasks`.
+    """
+    return tuple(task.rows.record.head() for task in open_tasks(data))
+
+
+def structured_texts(data: config.Data) -> Iterator[str]:
+    """The texts of the mixture in reading order, of as many examples as it has rows; needs no vocabulary."""
+    return read_texts(ItemStream(tuple(open_tasks(data)), PairPieces(""), data))
+
+
+def open_tasks(data: config.Data) -> list[StructuredTask]:
+    """The tasks of `data.mixture` with their training data opened, sorted by id.
+
+    Raises:
+      DataUnavailable: some data sets cannot be had (unless `data.available_only`); the text is a table of all.
+      config.ConfigError: none can.
+      RecordError: a record reads a column that is not there.
+    """
+    rates = find_tasks(data)
+    opened = [
+        _make_task(rows, rates[name], data)
+        for name, rows in _open_rows(data, data.split, data.max_choices)
+    ]
+    return sorted(opened, key=lambda task: task.name)
+
+
+def find_records(
+    mixture: str, data: config.Data, split: str
+) -> list[tuple[str, Record, StructuredRows]]:
+    """(id, record, opened rows with all their options) of a mixture's tasks that can be had, sorted by id.
+
+    Args:
+      mixture: its name, or a task's.
+      data: `modules`, `local_dir`, `available_only` and `seed`, the order of options, are used.
+      split: train, validation or test; of several with commas between, the first that a data set has.
+
+    Raises:
+      DataUnavailable, config.ConfigError, RecordError: as `open_tasks`.
+    """
+    there = dataclasses.replace(data, mixture=mixture)
+    found = [rows for _, rows in _open_rows(there, split, None)]
+    return sorted(((rows.record.name, rows.record, rows) for rows in found), key=lambda one: one[0])
+
+
+def _open_rows(
+    data: config.Data, split: str, max_choices: int | None
+) -> list[tuple[str, StructuredRows]]:
+    """(name in seqio, opened rows) of the tasks of `data.mixture`; what is missing is told or raised."""
+    names = list(find_tasks(data))
+    import seqio  # after the tasks' modules, which import it quietly
+
+    opened, missing = [], defaultdict(list)
+    for name in names:
+        source = seqio.TaskRegistry.get(name).source
+        try:
+            opened.append((name, _first_split(source, split, data, max_choices)))
+        except DataUnavailable as error:
+            missing[error.dataset, error.reason, error.way_out].append(source.record.name)
+    report(data, missing, len(names))
+    return opened
+
+
+def _first_split(
+    source: Any, split: str, data: config.Data, max_choices: int | None
+) -> StructuredRows:
+    *others, last = [name.strip() for name in split.split(",")]
+    settings = {"local_dir": data.local_dir, "seed": data.seed, "max_choices": max_choices}
+    for name in others:
+        try:
+            return source.rows(name, **settings).open()
+        except SplitUnavailable:
+            continue
+    return source.rows(last, **settings).open()
+
+
+def _make_task(rows: StructuredRows, rate: float, data: config.Data) -> StructuredTask:
+    where = f"{rows.record.name}/{rows.split_in_data}"
+    chosen = draw_shots(where, len(rows), data.num_shots, data.seed)
+    length = len(chosen) or len(rows)
+    rate = weight(data, rate, length)
+    return StructuredTask(rows, length, rate, chosen, (*_identity(rows.record), *rows.data_sizes()))
+
+
+def _identity(record: Record) -> Iterator[str]:
+    """What a record's examples depend on besides the data; the same in every process, and for copies of the data."""
+    about = ("dataset", "name", "splits", "differs")
+    for part in dataclasses.fields(record):
+        if part.name not in about:
+            yield f"{part.name}={described(getattr(record, part.name))}"

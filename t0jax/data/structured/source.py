@@ -1,0 +1,188 @@
+"""Structured records as seqio sources and tasks.
+
+    add_task(Classification(dataset="glue/sst2", sentence1="sentence", labels=("negative", "positive")))
+
+The tasks are ordinary seqio tasks of text features, the same for all kinds so that they mix: `sentence1` and
+`sentence2`, a text a row (the options of a question are rows; words, of token classification), and `labels`, the names
+of what is right. Readers that need no TensorFlow take the rows themselves: `StructuredSource.rows(split)`.
+"""
+
+import functools
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import seqio
+import tensorflow as tf
+
+from t0jax.data.rows import DatasetSpec, DataUnavailable
+from t0jax.data.structured.records import SPLITS, Example, Record, RecordError
+from t0jax.data.structured.rows import StructuredRows
+
+FEATURES = ("sentence1", "sentence2", "labels")
+
+_NAMES: dict[str, str] = {}
+"""{task's id: its name in seqio}."""
+
+
+class StructuredSource(seqio.DataSource):
+    """A data set through one record: rows by index for readers that want them, `tf.data` for seqio."""
+
+    def __init__(self, record: Record, *, local_dir: str = "", seed: int = 0) -> None:
+        """
+        Args:
+          record: the declaration.
+          local_dir: root of the local data; `T0JAX_DATA_DIR` when empty.
+          seed: of the order of options, where a reader does not give another.
+        """
+        self.record, self.local_dir, self.seed = record, str(local_dir), seed
+        super().__init__(splits=SPLITS)
+
+    @property
+    def spec(self) -> DatasetSpec:
+        """The data set."""
+        return self.record.spec
+
+    @property
+    def splits(self) -> Sequence[str]:
+        """Names of the splits: those with files, of local data; those declared, of the Hub's."""
+        return self.record.splits_there(self.local_dir)
+
+    def rows(
+        self,
+        split: str,
+        *,
+        local_dir: str = "",
+        seed: int | None = None,
+        max_choices: int | None = None,
+    ) -> StructuredRows:
+        """The rows of a split, not yet opened; `local_dir` where the source has none, `seed` in place of its own."""
+        seed = self.seed if seed is None else seed
+        return StructuredRows(self.record, split, self.local_dir or local_dir, seed, max_choices)
+
+    @property
+    def supports_arbitrary_sharding(self) -> bool:
+        return True
+
+    def list_shards(self, split: str) -> Sequence[str]:
+        """One name a split; a reader may cut it as it likes."""
+        return [split]
+
+    def num_input_examples(self, split: str) -> int | None:
+        """Rows of the split, None if the data cannot be had."""
+        try:
+            return len(self.rows(split))
+        except DataUnavailable:
+            return None
+
+    def get_dataset(
+        self,
+        split: str = "train",
+        shuffle: bool = True,
+        seed: int | None = None,
+        shard_info: seqio.ShardInfo | None = None,
+        *,
+        sequence_length: Mapping[str, int] | None = None,
+        use_cached: bool = False,
+        num_epochs: int | None = 1,
+    ) -> tf.data.Dataset:
+        """Elements of a shard, which takes every `num_shards`-th row; a shuffle is over all of them."""
+        del sequence_length, use_cached, num_epochs
+        rows = self.rows(split)
+        start, step = (shard_info.index, shard_info.num_shards) if shard_info else (0, 1)
+        numbers = tf.data.Dataset.range(start, len(rows), step)
+        if shuffle:
+            numbers = numbers.shuffle(max(1, -(-len(rows) // step)), seed=seed)
+        read = functools.partial(_read, rows)
+
+        def element(number: tf.Tensor) -> dict[str, tf.Tensor]:
+            found = tf.numpy_function(read, [number], [tf.bool, *[tf.string] * len(FEATURES)])
+            texts = zip(FEATURES, found[1:], strict=True)
+            return {"there": tf.ensure_shape(found[0], [])} | {
+                name: tf.ensure_shape(text, [None]) for name, text in texts
+            }
+
+        there = numbers.map(element).filter(lambda x: x["there"])
+        return there.map(lambda x: {name: x[name] for name in FEATURES})
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, StructuredSource) and self._identity() == other._identity()
+
+    def __hash__(self) -> int:
+        return hash((self.record.name, self.local_dir, self.seed))
+
+    def _identity(self) -> tuple[object, ...]:
+        return self.record, self.local_dir, self.seed
+
+    def __repr__(self) -> str:
+        return f"StructuredSource({self.record.name}, {self.record.kind}, data set {self.record.spec.name})"
+
+
+def add_task(
+    record: Record, name: str | None = None, *, local_dir: str = "", seed: int = 0
+) -> seqio.Task:
+    """Registers a record as a seqio task; `StructuredSource` has the arguments.
+
+    seqio's names hold letters, digits, ".", ":" and "_" alone: others become "_" (`glue_sst2`). Users see
+    `record.name`. Declaring the same record again changes nothing.
+
+    Raises:
+      RecordError: the id, or the name in seqio, is taken by another task.
+    """
+    name = name or re.sub(r"[^\w.:]", "_", record.name)
+    source = StructuredSource(record, local_dir=local_dir, seed=seed)
+    other = _same_id(record.name) or name
+    if other in seqio.TaskRegistry.names():
+        task = seqio.TaskRegistry.get(other)
+        if task.source != source or task.name != name:
+            raise RecordError(
+                record.name,
+                None,
+                f"the id is taken: task {other!r} is registered as {task.source}; give the record another `name`",
+            )
+        return task
+    _NAMES[record.name] = name
+    return seqio.TaskRegistry.add(
+        name, source=source, preprocessors=[], output_features=_features(), metric_fns=[]
+    )
+
+
+def _same_id(task_id: str) -> str | None:
+    """The seqio name of the registered structured task of this id."""
+    name = _NAMES.get(task_id)
+    return name if name in seqio.TaskRegistry.names() else None
+
+
+def _features() -> dict[str, seqio.Feature]:
+    text = seqio.Feature(seqio.PassThroughVocabulary(1), add_eos=False, dtype=tf.string)
+    return dict.fromkeys(FEATURES, text)
+
+
+def _read(rows: StructuredRows, number: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Whether the row has an example, and its features' texts."""
+    example = rows[int(number)]
+    there = np.array(example is not None)
+    return there, *(
+        _strings(part) for part in (_texts(rows.record, example) if example else ("",) * 3)
+    )
+
+
+def _texts(record: Record, example: Example) -> tuple[Sequence[str], Sequence[str], Sequence[str]]:
+    if example.words:
+        return example.words, (), _names(record, example.label)
+    first = [pair[0] for pair in example.texts]
+    second = [pair[1] for pair in example.texts if pair[1] is not None]
+    if record.kind == "multiple_choice":
+        return first, second, [second[example.label]]
+    return first, second, _names(record, example.label)
+
+
+def _names(record: Record, label: int | float | tuple[int, ...] | None) -> list[str]:
+    if record.kind == "regression":
+        return [str(label)]
+    numbers = label if isinstance(label, tuple) else (label,)
+    return [record.names[number] if number >= 0 else "" for number in numbers]
+
+
+def _strings(texts: Sequence[str]) -> np.ndarray:
+    return np.array([text.encode() for text in texts], np.object_ if texts else np.bytes_)

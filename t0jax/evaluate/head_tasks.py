@@ -1,0 +1,209 @@
+"""The structured tasks of a mixture, opened for scoring, each with the head that answers it."""
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from t0jax import config as config_lib
+from t0jax.classify.inputs import ClassifyError, find_task
+from t0jax.config import Head
+from t0jax.config.heads import normalised
+from t0jax.data.rows import DataUnavailable, SplitUnavailable
+from t0jax.data.structured.records import Record
+from t0jax.data.structured.rows import StructuredRows
+from t0jax.evaluate.tasks import all_sources, content_digest
+from t0jax.results import EvaluationError
+
+
+@dataclass(frozen=True)
+class Answer:
+    """How a head answers a task.
+
+    Attributes:
+        number: of the head in the model.
+        head: itself.
+        columns: for each label of the task the outputs of the head that mean it; None where they are its own.
+    """
+
+    number: int
+    head: Head
+    columns: tuple[tuple[int, ...], ...] | None = None
+
+    def logits(self, outputs: np.ndarray) -> np.ndarray:
+        """[..., outputs of the head] -> [..., labels of the task]; of several outputs the log of the summed weight."""
+        if self.columns is None:
+            return outputs
+        parts = [np.logaddexp.reduce(outputs[..., list(c)], axis=-1) for c in self.columns]
+        return np.stack(parts, axis=-1)
+
+
+@dataclass(frozen=True)
+class HeadTask:
+    """One structured task on one split."""
+
+    rows: StructuredRows
+    split: str
+    """The split asked for first; the rows' own may be another to fall back on."""
+    answer: Answer
+
+    @property
+    def record(self) -> Record:
+        return self.rows.record
+
+    @property
+    def name(self) -> str:
+        return self.record.name
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names in the order of their numbers."""
+        return self.record.names
+
+    @property
+    def dataset(self) -> str:
+        """The task's name in tables, with the split's where it is another than asked for."""
+        return self.name if self.rows.split == self.split else f"{self.name}/{self.rows.split}"
+
+    @property
+    def prompt(self) -> str:
+        """What stands where other methods name a prompt: the kind, and the head if it is another task's."""
+        kind, head = self.record.kind.replace("_", " "), self.answer.head.task
+        return kind if head == self.name else f"{kind}, head {head}"
+
+    @property
+    def identity(self) -> str:
+        """A digest of the declaration, the head and the data."""
+        files = [content_digest(file) for file in self.rows.data_files()]
+        content = (_stable(self.record), _stable(self.answer), self.rows.split, files)
+        return hashlib.sha256(repr(content).encode()).hexdigest()[:16]
+
+
+def _stable(value: Any) -> Any:
+    """The same in every process: functions by their names, not their addresses."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: _stable(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return type(value).__qualname__, fields
+    if isinstance(value, tuple | list):
+        return [_stable(one) for one in value]
+    if callable(value):
+        return getattr(value, "__module__", ""), getattr(
+            value, "__qualname__", type(value).__name__
+        )
+    return value
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Opening
+
+
+def find_head_tasks(
+    mixture: str, data: config_lib.Data, split: str, heads: Sequence[Head], head: str = ""
+) -> tuple[list[HeadTask], dict[str, str]]:
+    """The structured tasks of a mixture, opened, and why others cannot be: (tasks by name, reason by name).
+
+    Args:
+        mixture: seqio mixtures or tasks, with commas between.
+        data: `modules` that register them.
+        split: train, validation or test; of several with commas between, the first that a data set has.
+        heads: of the model.
+        head: the task whose head answers all tasks; each its own when empty.
+
+    Raises:
+        EvaluationError: an unknown mixture or head, a task that is not structured, or one that the head cannot answer.
+        t0jax.data.rows.DataError: a broken file.
+    """
+    from t0jax.data.structured.source import StructuredSource  # here: it imports TensorFlow
+
+    tasks, missing = [], {}
+    if head:
+        find_head(heads, head)
+    for name, source in all_sources(mixture, data):
+        if not isinstance(source, StructuredSource):
+            raise EvaluationError(
+                f"task {name!r} is not structured (its source is a {type(source).__name__}), so no head answers it; "
+                "score prompts with a T5 and evaluate.method rank or generate"
+            )
+        record = source.record
+        try:
+            answer = answer_of(heads, record, head)
+            rows = _open(source, split)
+        except (DataUnavailable, NoHead) as error:
+            missing[record.name] = str(error)
+            continue
+        tasks.append(HeadTask(rows, split.partition(",")[0].strip(), answer))
+    return sorted(tasks, key=lambda task: task.name), missing
+
+
+def _open(source: Any, split: str) -> StructuredRows:
+    names = [name.strip() for name in split.split(",")]
+    for name in names:
+        try:
+            return source.rows(name).open()
+        except SplitUnavailable:
+            if name == names[-1]:
+                raise
+    raise AssertionError("a text has at least one part")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Heads
+
+
+class NoHead(EvaluationError):
+    """A task that the model has no head for."""
+
+
+def find_head(heads: Sequence[Head], task: str) -> int:
+    """The number of a task's head.
+
+    Raises:
+        NoHead: there is none; names the nearest ones.
+    """
+    try:
+        return find_task([head.task for head in heads], task)
+    except ClassifyError as error:
+        # The part before the colon names the task where reasons are gathered.
+        raise NoHead(f"{task}: {error}") from None
+
+
+def answer_of(heads: Sequence[Head], record: Record, other: str = "") -> Answer:
+    """The head that answers a task: its own, or that of the task `other`.
+
+    Labels are matched by their normalised names. `not_X`, which a head lacks, is all that it has besides X.
+
+    Raises:
+        NoHead: there is none.
+        EvaluationError: it is of another kind or lacks a label.
+    """
+    number = find_head(heads, other or record.name)
+    head = heads[number]
+    if head.kind != record.kind:
+        raise EvaluationError(
+            f"task {record.name!r} is {record.kind}, the head of {head.task!r} {head.kind}; choose a head of its kind"
+        )
+    if head.columns == record.head().columns and (not record.names or record.names == head.labels):
+        return Answer(number, head)
+    known = {normalised(label): column for column, label in enumerate(head.labels)}
+    columns = [_columns(normalised(label), known) for label in record.names]
+    if all(columns):
+        return Answer(number, head, tuple(columns))
+    if head.task == record.name and head.columns == len(record.names) and not any(columns):
+        return Answer(number, head)  # the model's labels have no names of their own
+    lacking = [label for label, found in zip(record.names, columns, strict=True) if not found]
+    raise EvaluationError(
+        f"task {record.name!r} has labels {', '.join(map(repr, lacking))} that the head of {head.task!r} lacks (it has "
+        f"{', '.join(map(repr, head.labels))}); choose another head, or rename the labels of the record"
+    )
+
+
+def _columns(label: str, known: dict[str, int]) -> tuple[int, ...]:
+    if label in known:
+        return (known[label],)
+    opposite = label.removeprefix("not_")
+    if opposite == label or opposite not in known:
+        return ()
+    return tuple(column for name, column in known.items() if name != opposite)

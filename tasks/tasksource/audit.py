@@ -1,0 +1,36 @@
+"""What each declaration was checked against, so that nothing more is claimed of it.
+
+`rows`: its columns and label numbers were read from rows of the data, and the meaning of the numbers was seen in them.
+`card`: its columns and the order of its labels were read in the data set's own card or loading code.
+`reported`: its columns are those that tasksource 0.0.47 or later reads, its label names as tasksource or promptsource
+write them or as is commonly known; neither card nor rows were read. None was loaded from the Hub: look at the first
+rows of one before relying on it.
+"""
+
+ROWS = (
+    "glue/sst2", "super_glue/cb", "anli/a1", "anli/a2", "rotten_tomatoes", "ag_news", "dream", "cosmos_qa", "quail",
+    "bigbench/disambiguation_qa", "bigbench/movie_recommendation",
+)  # fmt: skip
+
+CARDS = (
+    *(
+        f"tweet_eval/{name}"
+        for name in ("emoji", "emotion", "hate", "irony", "offensive", "sentiment")
+    ),
+    *(
+        f"tweet_eval/stance_{name}"
+        for name in ("abortion", "atheism", "climate", "feminist", "hillary")
+    ),
+    *(f"lex_glue/{name}" for name in ("ledgar", "scotus", "unfair_tos", "case_hold")),
+    *(f"glue/{name}" for name in ("mnli", "qnli", "rte", "wnli", "mrpc", "qqp", "stsb", "cola")),
+    *(f"super_glue/{name}" for name in ("boolq", "copa", "wic", "multirc")),
+    *("snli", "hans", "hlgd", "zero-shot-label-nli", "poem_sentiment", "go_emotions/simplified"),
+    *("hate_speech_offensive", "hate_speech18", "tweets_hate_speech_detection"),
+    *("ade_corpus_v2/Ade_corpus_v2_classification", "trec", "trec/coarse"),
+    *("jnlpba/jnlpba", "acronym_identification", "imdb"),
+)
+
+
+def checked(task: str) -> str:
+    """How a task was checked: `rows`, `card` or `reported`."""
+    return "rows" if task in ROWS else "card" if task in CARDS else "reported"

@@ -1,0 +1,104 @@
+"""Two families of many subjects: MMLU's exams and BIG-bench's multiple-choice tasks."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from t0jax.data.rows import DatasetSpec
+from t0jax.data.structured.records import MultipleChoice
+from tasks.bigbench_rows import BigBenchTask, hub_task, read_task, task_file, task_spec
+from tasks.tasksource.fields import Row, hub, reads
+from tasks.tasksource.names import listed
+
+SUBJECTS = listed(
+    "abstract_algebra anatomy astronomy business_ethics clinical_knowledge college_biology college_chemistry "
+    "college_computer_science college_mathematics college_medicine college_physics computer_security "
+    "conceptual_physics econometrics electrical_engineering elementary_mathematics formal_logic global_facts "
+    "high_school_biology high_school_chemistry high_school_computer_science high_school_european_history "
+    "high_school_geography high_school_government_and_politics high_school_macroeconomics high_school_mathematics "
+    "high_school_microeconomics high_school_physics high_school_psychology high_school_statistics "
+    "high_school_us_history high_school_world_history human_aging human_sexuality international_law jurisprudence "
+    "logical_fallacies machine_learning management marketing medical_genetics miscellaneous moral_disputes "
+    "moral_scenarios nutrition philosophy prehistory professional_accounting professional_law professional_medicine "
+    "professional_psychology public_relations security_studies sociology us_foreign_policy virology "
+    "world_religions"
+)
+
+BIG_BENCH = listed(
+    "abstract_narrative_understanding anachronisms analogical_similarity analytic_entailment causal_judgment "
+    "code_line_description conceptual_combinations crash_blossom dark_humor_detection date_understanding "
+    "disambiguation_qa empirical_judgments english_proverbs entailed_polarity epistemic_reasoning "
+    "evaluating_information_essentiality fantasy_reasoning figure_of_speech_detection "
+    "formal_fallacies_syllogisms_negation general_knowledge hindu_knowledge human_organs_senses hyperbaton "
+    "identify_odd_metaphor implicatures intent_recognition irony_identification known_unknowns logic_grid_puzzle "
+    "logical_deduction metaphor_boolean misconceptions moral_permissibility movie_dialog_same_or_different "
+    "movie_recommendation nonsense_words_grammar novel_concepts odd_one_out phrase_relatedness physical_intuition "
+    "presuppositions_as_nli riddle_sense ruin_names salient_translation_error_detection sentence_ambiguity snarks "
+    "sports_understanding strange_stories strategyqa temporal_sequences timedial understanding_fables "
+    "undo_permutation vitaminc_fact_verification winowhy"
+)
+
+
+def mmlu(subject: str) -> MultipleChoice:
+    """An exam of MMLU: its few worked examples and training texts of other sets are not read, so it is for tests."""
+    return MultipleChoice(
+        dataset=hub("cais/mmlu", subject), inputs="question", choices="choices", label="answer",
+        splits=(None, "validation", "test"), differs="not trained on, since it is what models are compared by",
+    )  # fmt: skip
+
+
+@reads("grades")
+def best_grade(row: Row) -> int:
+    """The number of the first option of the best grade."""
+    return row["grades"].index(max(row["grades"]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class BigBench(MultipleChoice):
+    """A task of BIG-bench, from its `task.json` or from the Hub's copy."""
+
+    def open(self, split: str, local_dir: str = "") -> Any:
+        """The examples. BIG-bench has no splits; errors are those of `tasks.bigbench_rows`."""
+        return _Rows(self._task(local_dir))
+
+    def files(self, split: str, local_dir: str = "") -> list[str]:
+        """Its one file, or those of the Hub's copy."""
+        return list(self._task(local_dir).files)
+
+    def _task(self, local_dir: str) -> BigBenchTask:
+        path = task_file(self.spec, "", local_dir)
+        return read_task(path) if path else hub_task(self.spec)
+
+
+class _Rows:
+    """A task's examples as rows of input, choices and grades."""
+
+    def __init__(self, task: BigBenchTask) -> None:
+        self._examples = task.examples
+        self.name, self.columns = task.path, ("choices", "grades", "input")
+
+    def select(self, columns: list[str], spec: DatasetSpec, optional: tuple[str, ...] = ()) -> Any:
+        return self
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        example = self._examples[index]
+        return {
+            "input": example.input,
+            "choices": list(example.choices),
+            "grades": list(example.grades),
+        }
+
+
+def big_bench(task: str, cut: int = 80) -> BigBench:
+    """A task of BIG-bench; the first `cut` percent of its rows are for training, for it has no splits."""
+    return BigBench(
+        dataset=task_spec(task), inputs="input", choices="choices", label=best_grade,
+        splits=(f"all[:{cut}%]", f"all[{cut}%:]", None),
+        differs="the best grade is the right option; in tasksource always the last one is, by a wrong test",
+    )  # fmt: skip
+
+
+MMLU = [mmlu(subject) for subject in SUBJECTS]
+BIG_BENCH_TASKS = [big_bench(task) for task in BIG_BENCH]
