@@ -99,8 +99,8 @@ def holds_structured(data: Data) -> bool:
     if len(set(kinds.values())) > 1:
         one, other = (next(name for name in names if kinds[name] is kind) for kind in (True, False))
         raise ConfigError(
-            f"the mixture {data.mixture!r} has structured tasks ({one!r}) and text-to-text ones ({other!r}), which no "
-            "model reads together; make a mixture of each"
+            f"the mixture {data.mixture!r} has structured tasks ({one!r}) and others ({other!r}), which no model reads "
+            "together; make a mixture of each kind"
         )
     return any(kinds.values())
 

@@ -17,6 +17,8 @@ from t0jax.data.structured.items import ChunkReader, Drawn, ItemStream, Place, R
 MOST_WAIT = 64
 """Batches that an item waits for others of its length, at most."""
 
+_LOOKED_AT = 32  # rows that tell how many options a task's questions have
+
 Source = ChunkReader | Readers
 OpenSource = Callable[[ItemStream, Place], Source]
 
@@ -186,13 +188,14 @@ class SingleTask:
     def _task(self, number: int) -> ItemStream:
         return replace(self._stream, only=number)
 
-    def _widths(self) -> Iterator[int]:
-        """Rows of an example of each task: of its first."""
-        for number in range(len(self._stream.tasks)):
-            length = self._stream.tasks[number].length
-            found = (self._stream.example(number, row) for row in range(length))
-            first = next((example for example in found if example is not None), None)
-            yield len(first.texts) or 1 if first else 1
+    def _widths(self) -> Iterator[float]:
+        """Rows of an example of each task, as its first ones have them."""
+        for number, task in enumerate(self._stream.tasks):
+            found = [
+                self._stream.example(number, row) for row in range(min(_LOOKED_AT, task.length))
+            ]
+            sizes = [len(example.texts) or 1 for example in found if example is not None]
+            yield sum(sizes) / len(sizes) if sizes else 1.0
 
     def _draw_task(self) -> int:
         """Whose turn it is; a block's turns, about 4,096, are in proportion to the rates."""

@@ -5,6 +5,7 @@ An item is what is answered together: one sequence, or the options of a multiple
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -30,7 +31,7 @@ class Item:
     """
 
     rows: tuple[np.ndarray, ...]
-    label: int | float | tuple[int, ...] | None
+    label: Any
     first: tuple[int, ...] = ()
     word_of_token: tuple[int, ...] = ()
     cut: bool = False

@@ -87,7 +87,7 @@ class Example:
     """
 
     texts: tuple[tuple[str, str | None], ...]
-    label: int | float | tuple[int, ...] | None
+    label: Any
     words: tuple[str, ...] = ()
 
 
@@ -114,6 +114,10 @@ class Record:
             len(self.splits) == 3,
             f"splits {self.splits} are not three: train, validation, test",
         )
+        try:
+            _ = [find_part(split) for split in self.splits if split]
+        except ValueError as error:
+            raise RecordError(self.name, None, str(error)) from error
         self._check()
 
     @functools.cached_property
@@ -368,7 +372,7 @@ def _number_of(value: Any, names: tuple[str, ...]) -> int | None:
 
 
 def _on_scale(value: Any, scale: tuple[float, float]) -> float | None:
-    if value in ("", None) or (value in HIDDEN and scale[0] > -1):
+    if value == "" or value is None or (scale[0] > -1 and _hidden(value)):
         return None
     try:
         number = float(value)

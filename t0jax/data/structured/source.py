@@ -10,6 +10,7 @@ of what is right. Readers that need no TensorFlow take the rows themselves: `Str
 import functools
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import seqio
@@ -177,7 +178,7 @@ def _texts(record: Record, example: Example) -> tuple[Sequence[str], Sequence[st
     return first, second, _names(record, example.label)
 
 
-def _names(record: Record, label: int | float | tuple[int, ...] | None) -> list[str]:
+def _names(record: Record, label: Any) -> list[str]:
     if record.kind == "regression":
         return [str(label)]
     numbers = label if isinstance(label, tuple) else (label,)
