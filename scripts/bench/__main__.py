@@ -1,5 +1,5 @@
 """`python -m scripts.bench NAME [options]`: data, structured, train, step, evaluate, flipped, generate, convert,
-checkpoint.
+checkpoint or multitask.
 
 `--help` after the name lists its own options.
 """
@@ -8,15 +8,8 @@ import importlib
 import sys
 
 BENCHES = (
-    "data",
-    "train",
-    "step",
-    "evaluate",
-    "flipped",
-    "generate",
-    "convert",
-    "checkpoint",
-    "structured",
+    *("data", "train", "step", "evaluate", "flipped", "generate", "convert", "checkpoint"),
+    *("structured", "multitask"),
 )
 
 

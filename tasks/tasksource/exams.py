@@ -42,7 +42,8 @@ def mmlu(subject: str) -> MultipleChoice:
     """An exam of MMLU: its few worked examples and training texts of other sets are not read, so it is for tests."""
     return MultipleChoice(
         dataset=hub("cais/mmlu", subject), inputs="question", choices="choices", label="answer",
-        splits=(None, "validation", "test"), differs="not trained on, since it is what models are compared by",
+        splits=(None, "validation", "test"),
+        differs="not trained on, for models are compared by it; tasksource trains on its validation split",
     )  # fmt: skip
 
 

@@ -98,7 +98,7 @@ def dialogue_and_question(row: Row) -> str:
 @reads("sentence", "pronoun")
 def whose_pronoun(row: Row) -> str:
     """A sentence and the pronoun that is to be resolved."""
-    return f"{row['sentence']} ({row['pronoun']})"
+    return f"{row['sentence']} : {row['pronoun']}"
 
 
 @reads("answer", "distractors")

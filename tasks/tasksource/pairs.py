@@ -28,6 +28,7 @@ paws_swap = Classification(
 medical_questions = Classification(
     dataset=hub("curaihealth/medical_questions_pairs"), sentence1="question_1", sentence2="question_2",
     labels=("not similar", "similar"), splits=TRAIN_ONLY,
+    differs="labels say what they mean; in tasksource 0.0.47 they are False and True, and share a head with BoolQ's",
 )  # fmt: skip
 hlgd = Classification(
     dataset=hub("tasksource/hlgd"), sentence1="headline_a", sentence2="headline_b",

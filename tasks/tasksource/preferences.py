@@ -36,7 +36,7 @@ oasst = MultipleChoice(
 )  # fmt: skip
 shp = MultipleChoice(
     dataset=hub("stanfordnlp/SHP"), inputs="history", choices=("human_ref_A", "human_ref_B"), label=other_of_two,
-    differs="the data set's label is 1 where the first reply is preferred, so it is no number of an option",
+    differs="labels is 1 where the first reply is preferred; tasksource 0.0.47 takes it for the right one's number",
 )  # fmt: skip
 safer_rlhf = MultipleChoice(
     dataset=hub("PKU-Alignment/PKU-SafeRLHF"), name="PKU-SafeRLHF/safety", inputs="prompt",

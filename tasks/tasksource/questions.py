@@ -17,6 +17,7 @@ from tasks.tasksource.fields import (
 )
 
 ENDINGS = ("ending0", "ending1", "ending2", "ending3")
+ASKED = "says whether cause or effect is asked for; tasksource 0.0.47 gives the premise alone"
 ALL_OPTIONS = "options keep their number and are shuffled; tasksource keeps as many as its shortest question has"
 
 cosmos_qa = MultipleChoice(
@@ -98,14 +99,15 @@ piqa = MultipleChoice(
 social_i_qa = MultipleChoice(
     dataset=find_spec("social_i_qa", None), inputs=joined("context", "question"),
     choices=("answerA", "answerB", "answerC"), label=whole("label", first=1), splits=NO_TEST,
+    differs="with the context, which tasksource 0.0.47 leaves out and without which nobody can know",
 )  # fmt: skip
 copa = MultipleChoice(
     dataset=find_spec("super_glue", "copa"), inputs=cause_or_effect, choices=("choice1", "choice2"),
-    splits=NO_TEST, differs=f"says whether cause or effect is asked for; {GLUE_DEV}",
+    splits=NO_TEST, differs=f"{ASKED}; {GLUE_DEV}",
 )  # fmt: skip
 balanced_copa = MultipleChoice(
     dataset=hub("pkavumba/balanced-copa"), inputs=cause_or_effect, choices=("choice1", "choice2"),
-    splits=NO_VALIDATION, differs="says whether cause or effect is asked for",
+    splits=NO_VALIDATION, differs=ASKED,
 )  # fmt: skip
 fig_qa = MultipleChoice(
     dataset=hub("nightingal3/fig-qa"), inputs="startphrase", choices=("ending1", "ending2"), label="labels",
@@ -117,7 +119,7 @@ codah = MultipleChoice(
 )  # fmt: skip
 pronouns = MultipleChoice(
     dataset=hub("community-datasets/definite_pronoun_resolution"), inputs=whose_pronoun, choices="candidates",
-    splits=NO_VALIDATION, differs="names the pronoun, of which tasksource gives the sentence alone",
+    splits=NO_VALIDATION,
 )  # fmt: skip
 arct = MultipleChoice(
     dataset=hub("tasksource/arct"), inputs=joined("reason", "claim"), choices=("warrant0", "warrant1"),

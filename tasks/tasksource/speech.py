@@ -1,6 +1,6 @@
 """How something is said: acceptable, hateful, ironic, for or against."""
 
-from t0jax.data.structured.records import Classification
+from t0jax.data.structured.records import Classification, constant
 from tasks.t0_hub import find_spec
 from tasks.tasksource.fields import (
     GLUE_DEV,
@@ -12,7 +12,16 @@ from tasks.tasksource.fields import (
 )
 
 TWEETS = "cardiffnlp/tweet_eval"
-STANCES = ("none", "against", "favor")
+LATER = "in later versions of tasksource than 0.0.47"
+
+
+def _stance(subset: str, topic: str) -> Classification:
+    """For or against a topic, which is named: all topics share a head."""
+    return Classification(
+        dataset=hub(TWEETS, subset), sentence1=constant(f"Topic: {topic}."), sentence2="text",
+        labels=("none", "against", "favor"),
+    )  # fmt: skip
+
 
 cola = Classification(
     dataset=find_spec("glue", "cola"), sentence1="sentence", labels=("unacceptable", "acceptable"), splits=NO_TEST,
@@ -25,11 +34,11 @@ irony = Classification(
 offensive = Classification(
     dataset=hub(TWEETS, "offensive"), sentence1="text", labels=("non-offensive", "offensive")
 )
-abortion = Classification(dataset=hub(TWEETS, "stance_abortion"), sentence1="text", labels=STANCES)
-atheism = Classification(dataset=hub(TWEETS, "stance_atheism"), sentence1="text", labels=STANCES)
-climate = Classification(dataset=hub(TWEETS, "stance_climate"), sentence1="text", labels=STANCES)
-feminism = Classification(dataset=hub(TWEETS, "stance_feminist"), sentence1="text", labels=STANCES)
-hillary = Classification(dataset=hub(TWEETS, "stance_hillary"), sentence1="text", labels=STANCES)
+abortion = _stance("stance_abortion", "abortion")
+atheism = _stance("stance_atheism", "atheism")
+climate = _stance("stance_climate", "climate change")
+feminism = _stance("stance_feminist", "feminism")
+hillary = _stance("stance_hillary", "Hillary Clinton")
 hate_offensive = Classification(
     dataset=hub("tdavidson/hate_speech_offensive"), sentence1="tweet", label="class",
     labels=("hate speech", "offensive language", "neither"), splits=TRAIN_ONLY,
@@ -61,14 +70,15 @@ sms_spam = Classification(
 )
 toxic_chat = Classification(
     dataset=hub("lmsys/toxic-chat", "toxicchat0124"), name="toxic-chat/toxicity", sentence1="user_input",
-    label="toxicity", labels=("not toxic", "toxic"), splits=NO_VALIDATION,
+    label="toxicity", labels=("not toxic", "toxic"), splits=NO_VALIDATION, differs=LATER,
 )  # fmt: skip
 jailbreaks = Classification(
     dataset=hub("lmsys/toxic-chat", "toxicchat0124"), name="toxic-chat/jailbreaking", sentence1="user_input",
-    label="jailbreaking", labels=("not jailbreak", "jailbreak"), splits=NO_VALIDATION,
+    label="jailbreaking", labels=("not jailbreak", "jailbreak"), splits=NO_VALIDATION, differs=LATER,
 )  # fmt: skip
 prompt_injection = Classification(
-    dataset=hub("deepset/prompt-injections"), sentence1="text", labels=("benign", "injection"), splits=NO_VALIDATION
+    dataset=hub("deepset/prompt-injections"), sentence1="text", labels=("benign", "injection"), splits=NO_VALIDATION,
+    differs=LATER,
 )  # fmt: skip
 
 

@@ -114,6 +114,10 @@ class Record:
             len(self.splits) == 3,
             f"splits {self.splits} are not three: train, validation, test",
         )
+        try:
+            _ = [find_part(split) for split in self.splits if split]
+        except ValueError as error:
+            raise RecordError(self.name, None, str(error)) from error
         self._check()
 
     @functools.cached_property

@@ -1,0 +1,347 @@
+"""The declarations of tasksource's tasks, and what they read from the data that is beside the repository."""
+
+import ast
+import importlib
+import json
+import pickle
+import re
+import socket
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import seqio
+
+from t0jax.data import sources
+from t0jax.data.structured.parts import find_part
+from t0jax.data.structured.records import RecordError
+from t0jax.data.structured.rows import StructuredRows
+from tasks import recycling, tasksource, tasksource_local, toy_tokens
+from tasks.tasksource import audit, exams, names, nli, pairs, questions, sizes
+
+DATA = Path(__file__).parents[2] / "shared" / "data"
+local_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"no data at {DATA}")
+RECORDS = tasksource.RECORDS
+
+
+def declarations(module):
+    """(name, lines) of the records a module assigns."""
+    for node in ast.parse(Path(module.__file__).read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
+            yield ast.unparse(node.targets[0]), node.end_lineno - node.lineno + 1
+
+
+def test_a_task_is_declared_in_six_lines():
+    lines = {name: n for module in tasksource.FAMILIES for name, n in declarations(module)}
+    assert len(lines) >= len(tasksource.SINGLE)
+    assert {name: n for name, n in lines.items() if n > 6} == {}
+
+
+def test_enough_of_every_kind():
+    kinds = Counter(record.kind for record in tasksource.SINGLE.values())
+    least = {"classification": 60, "multiple_choice": 30, "token_classification": 5}
+    assert all(kinds[kind] >= count for kind, count in least.items()), kinds
+    assert kinds["regression"] >= 2
+    assert kinds["multilabel"] >= 2
+    assert len(tasksource.SINGLE) >= 100
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_declaration_is_whole(name):
+    record = RECORDS[name]
+    head = record.head()
+    assert head.task == name
+    assert head.columns == (len(record.names) or 1)
+    assert pickle.loads(pickle.dumps(record)) == record
+    assert record.columns, "it reads all columns of the data"
+    assert any(record.splits)
+
+
+def test_listing_tells_all():
+    listed = tasksource.list_tasks()
+    assert [task.id for task in listed] == list(RECORDS)
+    assert {task.checked for task in listed} == {"rows", "card", "reported"}
+    assert all("/" in task.dataset or task.dataset for task in listed)
+    told = {task.id: task.differs for task in listed}
+    for name, word in {
+        "art": "swapped",
+        "super_glue/boolq": "passage",
+        "bigbench/winowhy": "the last one",
+        "glue/rte": "stays whole",
+        "sciq": "test split stays",
+        "social_i_qa": "with the context",
+    }.items():
+        assert word in told[name], name
+
+
+def test_tables_name_tasks_that_are_there():
+    assert set(sizes.SIZES) <= set(RECORDS)
+    assert set(audit.ROWS) | set(audit.CARDS) <= set(RECORDS)
+    assert not set(audit.ROWS) & set(audit.CARDS)
+
+
+@pytest.mark.parametrize(
+    ("found", "count"),
+    [
+        (names.TREC_FINE, 50),
+        (names.LEDGAR, 100),
+        (names.NEWSGROUPS, 20),
+        (names.CONLL_POS, 47),
+        (names.CHUNKS, 23),
+        (names.GO_EMOTIONS, 28),
+        (names.EMOJI, 20),
+        (names.DBPEDIA, 14),
+        (names.YAHOO, 10),
+        (names.LANGUAGES, 20),
+        (names.WNUT, 13),
+        (exams.SUBJECTS, 57),
+    ],
+)
+def test_long_lists_have_as_many_names_as_the_data_set(found, count):
+    assert len(set(found)) == len(found) == count
+
+
+def test_an_id_declared_twice_is_named():
+    with pytest.raises(ValueError, match="'snli'"):
+        tasksource._by_id([nli.snli, nli.snli])
+
+
+def test_heads_are_shared_by_names_in_the_same_order():
+    groups = {name: record.head().group for name, record in RECORDS.items()}
+    assert groups["glue/mnli"] == groups["snli"] == groups["anli/a1"] == groups["sick/label"]
+    assert groups["super_glue/cb"] != groups["snli"], "the same names in another order"
+    assert groups["rotten_tomatoes"] == groups["imdb"] == groups["glue/sst2"]
+    assert groups["yelp_review_full"] == groups["app_reviews"]
+    assert groups["conll2003/chunk_tags"] == groups["conll2000"] != groups["conll2003/ner_tags"]
+    choices = {n for n, r in RECORDS.items() if r.kind == "multiple_choice"}
+    assert {groups[name] for name in choices} == {"multiple_choice"}
+    assert not any(groups[name] for name, r in RECORDS.items() if r.kind == "regression")
+
+
+def test_import_asks_no_network(monkeypatch):
+    def refuse(*_args, **_kwargs):
+        raise AssertionError("a connection")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr("t0jax.data.rows.hub_files", refuse)
+    for module in (nli, pairs, questions):
+        importlib.reload(module)
+    importlib.reload(tasksource)
+    tasksource_local.register()
+
+
+def test_mixtures_weigh_by_capped_size():
+    rates = sources.members("tasksource_30k")
+    assert rates["snli"] == 30_000
+    assert rates["super_glue_cb"] == 250
+    assert sources.members("tasksource_train")["snli"] == 64_000
+    trained = [record for record in RECORDS.values() if record.splits[0]]
+    assert len(rates) == len(trained)
+    assert not any(name.startswith("mmlu") for name in rates)
+
+
+# ------------------------------------------------------------------------------------ rows as documented
+
+HH = "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Fine?\n\nAssistant:"
+DOCUMENTED = [
+    (
+        "super_glue/boolq",
+        {"question": "is it", "passage": "it is", "label": 1, "idx": 0},
+        (("is it", "it is"),),
+        1,
+    ),
+    (
+        "art",
+        {
+            "observation_1": "First",
+            "observation_2": "last",
+            "hypothesis_1": "x",
+            "hypothesis_2": "y",
+            "label": 2,
+        },
+        (("First\nlast", "x"), ("First\nlast", "y")),
+        1,
+    ),
+    (
+        "ai2_arc/ARC-Easy/challenge",
+        {
+            "question": "q",
+            "choices": {"text": ["a", "b", "c"], "label": ["1", "2", "3"]},
+            "answerKey": "3",
+        },
+        (("q", "a"), ("q", "b"), ("q", "c")),
+        2,
+    ),
+    (
+        "commonsense_qa",
+        {"question": "q", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answerKey": ""},
+        None,
+        None,
+    ),
+    ("hellaswag", {"ctx": "c", "endings": ["a", "b"], "label": "1"}, (("c", "a"), ("c", "b")), 1),
+    ("hellaswag", {"ctx": "c", "endings": ["a", "b"], "label": ""}, None, None),
+    (
+        "winogrande/winogrande_xl",
+        {"sentence": "s _", "option1": "a", "option2": "b", "answer": "2"},
+        (("s _", "a"), ("s _", "b")),
+        1,
+    ),
+    (
+        "super_glue/copa",
+        {"premise": "P.", "question": "cause", "choice1": "a", "choice2": "b", "label": 0},
+        (("P. What was the cause?", "a"), ("P. What was the cause?", "b")),
+        0,
+    ),
+    (
+        "SHP",
+        {"history": "h", "human_ref_A": "a", "human_ref_B": "b", "labels": 1},
+        (("h", "a"), ("h", "b")),
+        0,
+    ),
+    (
+        "hh-rlhf/harmless-base",
+        {"chosen": f"{HH} Yes.", "rejected": f"{HH} No."},
+        ((HH.removesuffix("\n\nAssistant:").strip(), "Yes."), (HH[: -len("\n\nAssistant:")].strip(), "No.")),
+        0,
+    ),
+    (
+        "hh-rlhf/harmless-base",
+        {"chosen": f"{HH} Yes.", "rejected": f"{HH} Hm\n\nHuman: What?\n\nAssistant: No."},
+        None,
+        None,
+    ),
+    ("folio", {"premises": ["A.", "B."], "conclusion": "C", "label": "Uncertain"}, (("A. B.", "C"),), 1),
+    ("snli", {"premise": "p", "hypothesis": "h", "label": -1}, None, None),
+    ("app_reviews", {"review": "r", "star": 5}, (("r", None),), 4),
+    ("go_emotions/simplified", {"text": "t", "labels": [27, 2]}, (("t", None),), (2, 27)),
+    ("glue/stsb", {"sentence1": "a", "sentence2": "b", "label": 3.2}, (("a", "b"),), 3.2),
+    ("parade", {"Definition1": "a", "Definition2": "b", "Binary labels": 1}, (("a", "b"),), 1),
+    ("hate_speech18", {"text": "t", "label": 3}, None, None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "row", "texts", "label"), DOCUMENTED)
+def test_rows_as_the_cards_show_them(name, row, texts, label):
+    example = RECORDS[name].example(row)
+    assert (example.texts, example.label) == (texts, label) if texts else example is None
+
+
+# --------------------------------------------------------------------------------------- the local data
+
+
+@pytest.fixture(scope="module")
+def read():
+    """{(task, split): examples} of the local tasks."""
+    return {
+        (name, split): [example for example in rows if example is not None]
+        for name, (record, _) in tasksource_local.ROWS.items()
+        for split in record.splits_there(str(DATA))
+        for rows in [
+            [r[i] for r in [StructuredRows(record, split, str(DATA))] for i in range(len(r))]
+        ]
+    }
+
+
+@local_data
+def test_local_tasks_cover_their_labels_in_every_split(read):
+    assert len({name for name, _ in read}) == 10
+    for (name, split), examples in read.items():
+        record, rows = tasksource_local.ROWS[name]
+        if split == "train":
+            assert abs(len(examples) - rows) <= 0.03 * rows, name
+        found = np.concatenate([np.atleast_1d(example.label) for example in examples])
+        count = len(record.names) or max(len(example.texts) for example in examples)
+        assert set(found.tolist()) == set(range(count)), (name, split)
+
+
+@local_data
+def test_right_options_stand_anywhere(read):
+    for (name, split), examples in read.items():
+        if tasksource_local.ROWS[name][0].kind != "multiple_choice":
+            continue
+        count = len(examples[0].texts)
+        share = np.bincount([e.label for e in examples], minlength=count) / len(examples)
+        spread = 5 * np.sqrt((1 - 1 / count) / count / len(examples))  # five standard errors
+        np.testing.assert_allclose(share, 1 / count, atol=spread, err_msg=f"{name}/{split}")
+
+
+@local_data
+def test_sentiment_tasks_share_no_sentence(read):
+    letters = {
+        name: {
+            re.sub(r"\W+", "", e.texts[0][0].lower())
+            for (n, _), examples in read.items()
+            for e in examples
+            if n == name
+        }
+        for name in ("local/sst2", "local/rotten_tomatoes")
+    }
+    assert not set.intersection(*letters.values())
+    assert min(map(len, letters.values())) > 2500
+
+
+@local_data
+@pytest.mark.parametrize("name", ["cb", "anli_r1", "anli_r2", "ag_news"])
+def test_cuts_are_the_whole_set_once(name):
+    record = tasksource_local.ROWS[f"local/{name}"][0]
+    train, validation = (StructuredRows(record, s, str(DATA)) for s in ("train", "validation"))
+    assert train.data_files() == validation.data_files()
+    rows = Path(train.data_files()[0]).read_text(encoding="utf-8").splitlines()
+    assert len(train) + len(validation) == len(rows)
+    column = record.sentence1 if isinstance(record.sentence1, str) else "premise"
+    for got, row in ((train[0], rows[0]), (validation[len(validation) - 1], rows[-1])):
+        assert got.texts[0][0] == json.loads(row)[column]
+
+
+@pytest.mark.parametrize("split", ["train[:101%]", "train[50%:50%]", "train[:10]", "train]"])
+def test_a_part_that_is_none_is_refused(split):
+    with pytest.raises(RecordError, match=r"task 'snli'.*split 'train"):
+        replace(nli.snli, splits=(split, None, None))
+
+
+@pytest.mark.parametrize("rows", [1, 7, 556])
+def test_parts_meet(rows):
+    parts = [find_part(f"dev[{cut}]").numbers(rows) for cut in (":33%", "33%:80%", "80%:")]
+    assert [number for part in parts for number in part] == list(range(rows))
+
+
+@local_data
+@pytest.mark.parametrize("task", ["disambiguation_qa", "movie_recommendation"])
+def test_big_bench_has_its_own_gold(task):
+    record = RECORDS[f"bigbench/{task}"]
+    told = json.loads((DATA / "bigbench" / task / "task.json").read_text())["examples"]
+    rows = [StructuredRows(record, split, str(DATA)) for split in ("train", "validation")]
+    found = [r[i] for r in rows for i in range(len(r))]
+    assert len(found) == len(told)
+    for example, row in zip(found, told, strict=True):
+        text, option = example.texts[example.label]
+        assert text == row["input"]
+        assert row["target_scores"][option] == max(row["target_scores"].values())
+
+
+# ------------------------------------------------------------------------------------------ other modules
+
+
+def test_toy_tokens_need_their_sentence():
+    rows = toy_tokens.make_rows()
+    sentences = {split: {tuple(row["tokens"]) for row in found} for split, found in rows.items()}
+    assert {split: len(found) for split, found in rows.items()} == toy_tokens.SIZES
+    assert not sentences["train"] & sentences["validation"]
+    assert not sentences["train"] & sentences["test"]
+    tags = {word: set() for word in toy_tokens.BOTH}
+    for row in rows["validation"]:
+        for word, tag in zip(row["tokens"], row["tags"], strict=True):
+            tags.get(word, set()).add(toy_tokens.LABELS[tag])
+    assert all(found == {"B-person", "B-place"} for found in tags.values()), tags
+    assert seqio.TaskRegistry.get("toy_tokens").source.splits == ("train", "validation", "test")
+
+
+def test_recycling_has_the_36_sets_and_their_published_means():
+    assert len({one.name for one in recycling.SETS}) == 36
+    assert {one.name for one in recycling.SETS if one.metric == "spearman"} == {"stsb"}
+    assert round(np.mean([one.baseline for one in recycling.SETS]), 2) == 79.04
+    assert round(np.mean([one.tasksource for one in recycling.SETS]), 2) == 80.45
+    assert set(recycling.LOCAL) <= {one.name for one in recycling.SETS}
+    assert all(one.record.splits[0] for one in recycling.SETS)
