@@ -6,6 +6,8 @@ import json
 import pickle
 import re
 import socket
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -345,3 +347,9 @@ def test_recycling_has_the_36_sets_and_their_published_means():
     assert round(np.mean([one.tasksource for one in recycling.SETS]), 2) == 80.45
     assert set(recycling.LOCAL) <= {one.name for one in recycling.SETS}
     assert all(one.record.splits[0] for one in recycling.SETS)
+
+
+def test_reader_processes_need_no_tensorflow():
+    records = [*RECORDS.values(), *(record for record, _ in tasksource_local.ROWS.values())]
+    code = "import pickle, sys; pickle.load(sys.stdin.buffer); assert 'seqio' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], input=pickle.dumps(records), check=True)
