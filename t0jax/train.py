@@ -28,10 +28,10 @@ from t0jax import (
 from t0jax import config as config_lib
 from t0jax.config import Config, ConfigError
 from t0jax.data import loader as loader_lib
-from t0jax.data import vocabulary as vocabulary_lib
 from t0jax.evaluate.history import History, digest
 from t0jax.loop import Loop
 from t0jax.metrics import note
+from t0jax.models.transfer import transfer
 from t0jax.results import Results
 from t0jax.step import State, abstract_state, init_state, make_step
 
@@ -75,6 +75,7 @@ def _run(config: Config, preemption: processes.Preemption) -> Results | None:
     # -----------------------------------------------------------------------------------------------------------------
     # Vocabulary and architecture; what is in the run folder already
     config = adopt_start(config)
+    config = adopt_tasks(config)
     processes.first_process_does(lambda: train_vocabulary(config), "training the vocabulary")
     vocabulary = loader_lib.find_vocabulary(config.data)
     check_vocabulary(config, vocabulary)
@@ -85,7 +86,10 @@ def _run(config: Config, preemption: processes.Preemption) -> Results | None:
     # Data
     note(f"data: opening {config.data.mixture}")
     share, shares = sharding.process_slice(mesh)
-    loader = loader_lib.make_loader(config.data, process_index=share, process_count=shares)
+    parts = config.train.grad_accumulation
+    loader = loader_lib.make_loader(
+        config.data, process_index=share, process_count=shares, parts=parts
+    )
     evaluator = make_evaluator(config, mesh, vocabulary)
     processes.meet("opening the data")
     preemption.check()
@@ -198,6 +202,8 @@ def adopt_start(config: Config) -> Config:
     path = Path(config.train.init_checkpoint)
     hugging_face = checkpoint.is_hugging_face(path)
     own = convert.read_config(path) if hugging_face else checkpoint.read_config(path).model
+    # Whether tasks have an embedding is this run's choice: fine-tuning on one may do without.
+    own = dataclasses.replace(own, task_embedding=config.model.task_embedding)
     model, data = config_lib.with_compute(own, config.model), config.data
     pieces = checkpoint.vocabulary_of(path)
     if pieces is not None and not data.vocabulary:
@@ -211,6 +217,21 @@ def adopt_start(config: Config) -> Config:
     return dataclasses.replace(config, model=model, data=data)
 
 
+def adopt_tasks(config: Config) -> Config:
+    """The configuration with the heads that the tasks of `data.mixture` need; text-to-text tasks need none.
+
+    Raises:
+        ConfigError: the tasks are not such as the architecture learns.
+    """
+    heads = loader_lib.find_heads(config.data)
+    if bool(heads) != (config.model.architecture == "deberta"):
+        needed = "deberta" if heads else "t5"
+        raise ConfigError(
+            f"the tasks of {config.data.mixture} need model.architecture {needed}, it is {config.model.architecture}"
+        )
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, heads=heads))
+
+
 def train_vocabulary(config: Config) -> None:
     """Trains `data.vocabulary` on the mixture's text, if the configuration says so and it is not there yet."""
     data = config.data
@@ -221,20 +242,19 @@ def train_vocabulary(config: Config) -> None:
             f"data.vocabulary {data.vocabulary} does not exist; give a SentencePiece model, or set "
             "data.vocabulary_train_size to train one on the mixture's text"
         )
-    ids = data.vocabulary_train_size + vocabulary_lib.EXTRA_IDS
+    ids = data.vocabulary_train_size + loader_lib.added_ids(data)
     if ids > config.model.vocab_size:
         raise ConfigError(
-            f"data.vocabulary_train_size {data.vocabulary_train_size} and {vocabulary_lib.EXTRA_IDS} extra ids "
+            f"data.vocabulary_train_size {data.vocabulary_train_size} and {loader_lib.added_ids(data)} extra ids "
             f"are more than model.vocab_size {config.model.vocab_size}; make that {ids} or more"
         )
     note(f"vocabulary: training {data.vocabulary_train_size} pieces on {data.mixture}")
-    texts = loader_lib.mixture_texts(data)
-    vocabulary_lib.train_sentencepiece(texts, Path(data.vocabulary), data.vocabulary_train_size)
+    loader_lib.train_vocabulary(data)
 
 
 def check_vocabulary(config: Config, vocabulary: Path) -> None:
     """Refuses a vocabulary with more ids than the model has embeddings."""
-    size = vocabulary_lib.Pieces(str(vocabulary)).size
+    size = loader_lib.vocabulary_size(config.data, vocabulary)
     if size > config.model.vocab_size:
         raise ConfigError(
             f"the vocabulary {vocabulary} has {size} ids, the model's embedding {config.model.vocab_size} rows; "
@@ -284,7 +304,10 @@ def start_state(
     params = None
     if start:
         note(f"start: weights of {start}; fresh optimizer state, step 0")
-        params = checkpoint.load_model(start, mesh, config.model).params
+        model = checkpoint.load_model(start, mesh, config.model)
+        where = sharding.param_shardings(network.axes, network.shapes, mesh)
+        key = jax.random.key(config.train.seed)
+        params = transfer(model.network, model.params, network, key, where, config.train.init_task)
     else:
         note(f"start: random weights from seed {config.train.seed}")
     return init_state(config, network, optimizer, mesh, params), {}

@@ -215,6 +215,31 @@ def test_tasks_are_read_by_their_rows_up_to_the_cap(data, batching):
     assert found / found.sum() == pytest.approx(np.array([20, 16, 20]) / 56, abs=0.04)
 
 
+def test_rows_left_out_do_not_thin_a_task(data):
+    """A task weighs as the rows that `where` keeps; few shots are of those."""
+    task = next(t for t in multitask.open_tasks(data) if t.name == "topics")
+    rows = dataclasses.replace(
+        task.rows, record=dataclasses.replace(task.rows.record, where=_is_news)
+    )
+    kept = multitask._make_task(rows, 1.0, data)
+    assert (kept.length, kept.rate) == (30, 30.0)
+    assert kept.chosen.tolist() == list(range(0, 60, 2))
+    few = multitask._make_task(rows, 1.0, dataclasses.replace(data, num_shots=4))
+    assert few.length == 4
+    assert set(few.chosen.tolist()) < set(kept.chosen.tolist())
+    stream = items.ItemStream((few,), PairPieces(data.vocabulary), data)
+    assert all(stream.example(0, row).label == 0 for row in range(4))
+    none = dataclasses.replace(rows, record=dataclasses.replace(rows.record, where=bool))
+    assert multitask._make_task(none, 1.0, data).length == 60
+    fails = dataclasses.replace(rows, record=dataclasses.replace(rows.record, where="gone"))
+    with pytest.raises(RecordError, match=r"^task 'topics'.*no column 'gone'"):
+        multitask._make_task(fails, 1.0, data)
+
+
+def _is_news(row):
+    return row["label"] == 0
+
+
 def test_few_shots_are_the_same_rows_in_every_epoch(data):
     loader = make(data, mixture="topics", num_shots=5)
     rows = {row.tobytes() for b in take(loader, 5) for row in b["encoder_input_tokens"][:, :8]}

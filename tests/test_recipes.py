@@ -21,11 +21,15 @@ LARGE = [name for name in RECIPES if " full rows" in (FOLDER / f"{name}.yaml").r
 XL = config.Model(d_model=2048, d_ff=5120, num_heads=32, num_layers=24)
 XXL = config.Model(d_model=4096, d_ff=10240, num_heads=64, num_layers=24)
 BASE = config.Model(d_model=768, d_ff=2048, num_heads=12, num_layers=12)
+DEBERTA = config.Model(
+    architecture="deberta", vocab_size=128100, d_model=768, d_ff=3072, num_layers=12, num_heads=12
+)
 ARCHITECTURES = {
+    "deberta-v3-base": DEBERTA,
     "t5-v1_1-xl": XL, "t5-xl-lm-adapt": XL, "T0_3B": XL, "t5-v1_1-xxl": XXL, "t5-xxl-lm-adapt": XXL,
     "t5-base-lm-adapt": BASE,
 }  # fmt: skip
-"""T5 v1.1's `config.json`s (https://huggingface.co/google/t5-v1_1-xl and its sizes)."""
+"""`config.json`s of T5 v1.1 (https://huggingface.co/google/t5-v1_1-xl and its sizes) and of DeBERTa-v3."""
 CHIPS = {"80 GB H100": "NVIDIA H100 80GB HBM3", "40 GB A100": "NVIDIA A100-SXM4-40GB"}
 
 MIXTURES = {
@@ -82,8 +86,9 @@ def test_the_mixtures_that_it_names_exist(name):
     data = recipe(name).data
     registry.import_tasks(data.modules)
     assert (data.mixture, len(members(data.mixture))) == MIXTURES[name]
+    structured = recipe(name).evaluate.method == "classify"
     for task in members(data.eval_mixture) if data.eval_mixture else ():
-        assert task.endswith("_score_eval")
+        assert task.endswith("_score_eval") != structured
     registry.import_tasks(re.findall(r"--module (\S+)", head(name)))
     for mixture in re.findall(r"--(?:data\.(?:eval_)?)?mixture (\w+)", head(name)):
         assert members(mixture)
@@ -111,7 +116,7 @@ def test_the_architecture_is_the_start_s_or_its_own(name):
 
 
 def test_a_computed_time_is_said_of_all_that_were_not_run():
-    assert len(LARGE) == 12
+    assert len(LARGE) == 13
     for name in RECIPES:
         assert ("Not run on such" in head(name)) == (name in LARGE)
 
@@ -129,11 +134,18 @@ def test_the_time_is_that_of_the_formula(name):
         name,
     )
     assert (int(steps), int(rows)) == (settings.train.steps, settings.data.batch_size)
-    lengths = settings.data.input_length, settings.data.target_length
-    flops = metrics.train_flops(architecture(name), *lengths) * int(steps) * int(rows)
+    flops = row_flops(name) * int(steps) * int(rows)
     assert f"{flops:.2e}".replace("+", "") == total
     rate = count * metrics.PEAK_FLOPS[CHIPS[chip]] * int(mfu) / 100
     assert said(flops / rate / 3600, hours)
+
+
+def row_flops(name):
+    """Of a row that is full, forward and backward."""
+    data, model = recipe(name).data, architecture(name)
+    if model.architecture == "deberta":
+        return 3 * metrics.encoder_flops(model, data.input_length)
+    return metrics.train_flops(model, data.input_length, data.target_length)
 
 
 def state_bytes(name):
@@ -150,6 +162,10 @@ def activation_bytes(name):
     assert settings.model.remat == "full"
     inputs, targets = settings.data.input_length, settings.data.target_length
     rows = settings.data.batch_size / settings.train.grad_accumulation / devices(name)[0]
+    if model.architecture == "deberta":
+        # Scores, and products with the distances in both directions, which are twice as many; they and their gradients.
+        attention = 2 * 4 * model.num_heads * inputs**2 * (2 + 2 * 2)
+        return rows * (2 * model.num_layers * inputs * model.d_model + attention)
     handed_on = 2 * model.num_layers * (inputs + targets) * model.d_model
     attention = 3 * 4 * model.num_heads * inputs**2
     return rows * (handed_on + attention + 3 * 4 * targets * model.vocab_size)

@@ -78,6 +78,7 @@ def check(config: Config) -> Config:
         (data.max_choices < 2, f"data.max_choices {data.max_choices} must be at least 2"),
         (
             config.model.architecture == "deberta"
+            and not train.init_checkpoint  # whose sizes count
             and config.model.num_heads * config.model.d_kv != config.model.d_model,
             f"model.num_heads {config.model.num_heads} x model.d_kv {config.model.d_kv} is not model.d_model "
             f"{config.model.d_model}, as DeBERTa has it",

@@ -73,20 +73,6 @@ class Loader(abc.ABC):
     def __next__(self) -> Batch:
         """The next batch: this process's rows. Raises ReadError naming the task and row that fail."""
 
-    def counts(self, batch: Batch) -> tuple[float, dict[str, float]]:
-        """Of the last batch returned: tokens that are no padding, and what else is to be told of it.
-
-        `cut` is the share of its examples whose text was too long, where that is known.
-        """
-        tokens = sum(
-            np.count_nonzero(batch[f"{side}_segment_ids"]) for side in ("encoder", "decoder")
-        )
-        if self.cut_examples is None:
-            return float(tokens), {}
-        right = batch["decoder_segment_ids"] * (batch["decoder_loss_weights"] > 0)
-        examples = sum(len(np.unique(row[row > 0])) for row in right)
-        return float(tokens), {"cut": self.cut_examples / max(1, examples)}
-
     @abc.abstractmethod
     def state(self) -> dict[str, Any]:
         """The place after the last batch returned, ready for JSON."""
@@ -98,6 +84,20 @@ class Loader(abc.ABC):
         Raises:
           config.ConfigError: the state is of another stream (data, seed, lengths, shards ...).
         """
+
+    def counts(self, batch: Batch) -> tuple[float, dict[str, float]]:
+        """Of the batch just returned: its tokens, and {"cut": share of its examples that were too long} where that is
+        known."""
+        sides = ("encoder_segment_ids", "decoder_segment_ids")
+        tokens = float(sum(np.count_nonzero(batch[side]) for side in sides))
+        right = batch["decoder_segment_ids"] * (batch["decoder_loss_weights"] > 0)
+        examples = sum(len(np.unique(row[row > 0])) for row in right)
+        return tokens, self._cut_share(examples)
+
+    def _cut_share(self, examples: int) -> dict[str, float]:
+        if self.cut_examples is None:
+            return {}
+        return {"cut": self.cut_examples / max(1, examples)}
 
     def close(self) -> None:  # noqa: B027
         """Lets go of processes and memory; the loader may still be restored or go on."""

@@ -10,6 +10,7 @@ from markupsafe import Markup
 from t0jax.report import plots, statistics
 from t0jax.report.comparing import compare, overall
 from t0jax.report.reading import DataSet, Folder, Prompt
+from t0jax.report.structured import macro
 from t0jax.results import hardest, missing_lines
 
 HARD_ROWS = 10
@@ -36,6 +37,7 @@ def context(
         "comparison": compare(folders) if len(folders) > 1 else [],
         "overview_scale": plots.scale(plots.accuracy_axis()),
         "published": published,
+        "structured": [_structured(folder) for folder in folders if folder.structured],
         "sections": sections,
         "written": [_written(folder) for folder in folders if folder.written],
         "panels": _panels(curves),
@@ -134,9 +136,9 @@ def _headline(folder: Folder) -> dict[str, Any]:
 
 def _notes(folder: Folder) -> dict[str, Any]:
     """What was not scored, only partly, or shortened."""
-    entries = [(prompt.task, prompt.entry) for prompt in folder.prompts] + list(
-        folder.written.items()
-    )
+    entries = {prompt.task: prompt.entry for prompt in folder.prompts}
+    entries |= folder.written | {name: task.entry for name, task in folder.structured.items()}
+    entries = list(entries.items())
     return {
         "missing": [line.removeprefix("not scored: ") for line in missing_lines(folder.missing)],
         "partly": [(task, entry["coverage"]) for task, entry in entries if entry.get("coverage", 1) < 1],
@@ -365,6 +367,15 @@ def _choices(line: Mapping[str, Any], words: Sequence[str]) -> list[dict[str, An
         }
         for k in order
     ]
+
+
+# Structured tasks
+
+
+def _structured(folder: Folder) -> dict[str, Any]:
+    """Tasks by name, and the mean of what counts for each."""
+    tasks = [folder.structured[name] for name in sorted(folder.structured)]
+    return {"name": folder.name, "tasks": tasks, "macro": macro(tasks)}
 
 
 # Generated text

@@ -13,7 +13,8 @@ import numpy as np
 
 from t0jax.config import UserError
 from t0jax.report import statistics
-from t0jax.results import RESULTS_FILE, ROWS_FILE, SCORES_FOLDER
+from t0jax.report.structured import StructuredTask, answer_form
+from t0jax.results import RESULTS_FILE, ROWS_FILE, SCORES_FOLDER, scores_file, structured
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -155,6 +156,7 @@ class Folder:
         complete: nothing is to come.
         datasets: scored by ranking choices, by name.
         written: entries of the tasks whose generated text was measured, by task.
+        structured: the tasks that heads answered, by task.
         unscored: tasks whose prompt applies to no row.
         missing: by task, why it was not scored.
         texts: `rows.json`: by data set and row number, the row's text and choices.
@@ -167,6 +169,7 @@ class Folder:
     complete: bool
     datasets: Mapping[str, DataSet]
     written: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    structured: Mapping[str, StructuredTask] = field(default_factory=dict)
     unscored: Sequence[str] = ()
     missing: Mapping[str, str] = field(default_factory=dict)
     texts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -181,7 +184,7 @@ class Folder:
 
     def examples(self, task: str, limit: int) -> list[Mapping[str, Any]]:
         """The first lines of a task's scores."""
-        return _read_lines(self.path / SCORES_FOLDER / f"{task}.jsonl", _is_object)[:limit]
+        return _read_lines(self.path / SCORES_FOLDER / scores_file(task), _is_object)[:limit]
 
 
 def read_folder(path: Path, name: str = "") -> Folder:
@@ -214,8 +217,12 @@ def _open(path: Path, name: str, content: Mapping[str, Any]) -> Folder:
     groups: dict[str, list[Prompt]] = {}
     for task, entry in tasks.items():
         if entry.get("n") and "accuracy" in entry:
-            lines = _read_lines(path / SCORES_FOLDER / f"{task}.jsonl", _is_ranked)
+            lines = _read_lines(path / SCORES_FOLDER / scores_file(task), _is_ranked)
             groups.setdefault(entry["dataset"], []).append(Prompt(task, entry, lines))
+    datasets = {
+        dataset: DataSet(dataset, tuple(sorted(prompts, key=lambda p: (-p.accuracy, p.name))))
+        for dataset, prompts in sorted(groups.items())
+    }
     rows = path / ROWS_FILE
     return Folder(
         name=name,
@@ -223,15 +230,26 @@ def _open(path: Path, name: str, content: Mapping[str, Any]) -> Folder:
         date=datetime.datetime.fromtimestamp((path / RESULTS_FILE).stat().st_mtime, datetime.UTC),
         settings=content.get("settings", {}),
         complete=bool(content.get("complete")),
-        datasets={
-            dataset: DataSet(dataset, tuple(sorted(prompts, key=lambda p: (-p.accuracy, p.name))))
-            for dataset, prompts in sorted(groups.items())
+        datasets=datasets,
+        written={t: e for t, e in tasks.items() if "metrics" in e and "kind" not in e},
+        structured={
+            task: _structured(path, task, entry, datasets.get(entry["dataset"]))
+            for task, entry in tasks.items()
+            if "kind" in entry and entry["n"]
         },
-        written={task: entry for task, entry in tasks.items() if "metrics" in entry},
         unscored=[task for task, entry in tasks.items() if not entry.get("n", 1)],
         missing=content.get("missing", {}),
         texts=_read_texts(rows) if rows.is_file() else {},
     )
+
+
+def _structured(
+    path: Path, task: str, entry: Mapping[str, Any], ranked: DataSet | None
+) -> StructuredTask:
+    if "accuracy" in entry:
+        return StructuredTask(task, entry, means=None if ranked is None else ranked.means)
+    form = answer_form(entry["kind"], entry.get("answer_choices") or ())
+    return StructuredTask(task, entry, _read_lines(path / SCORES_FOLDER / scores_file(task), form))
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -286,8 +304,11 @@ def _check_results(file: Path, content: Mapping[str, Any]) -> None:
     _check(file, "settings", content.get("settings", {}), _is_object)
     _check(file, "missing", content.get("missing", {}), _mapping_of(_is_text))
     for task, entry in content["tasks"].items():
-        _check(file, "a task's name, which names a file,", task, _is_file_name)
+        _check(file, "a task's name, which names a file,", scores_file(task), _is_file_name)
         needed = _RANKED if entry.get("n") and "accuracy" in entry else ()
+        if "kind" in entry:
+            needed = (*needed, "dataset", "n")
+            _check(file, f"metrics of the task {task}", entry, _is_structured)
         for name in (*needed, *(name for name in _FIELDS if name in entry)):
             _check(file, f"{name} of the task {task}", entry.get(name), _FIELDS[name])
 
@@ -367,6 +388,17 @@ def _is_ranked(line: Any) -> bool:
     )
 
 
+def _is_structured(entry: Mapping[str, Any]) -> bool:
+    """Whether a task of a kind has the metric that counts for it, if it has rows."""
+    kind = entry["kind"]
+    if not isinstance(kind, str) or kind not in structured.MAIN_METRIC:
+        return False
+    ranked = structured.MAIN_METRIC[kind] == "accuracy"
+    has = "accuracy" if ranked else structured.MAIN_METRIC[kind]
+    there = entry if ranked else entry.get("metrics", {})
+    return not entry.get("n") or (isinstance(there, dict) and _is_finite(there.get(has)))
+
+
 _RANKED = ("dataset", "prompt", "accuracy", "macro_f1", "chance")
 _FIELDS: dict[str, _Form] = {
     "n": _is_count,
@@ -376,6 +408,7 @@ _FIELDS: dict[str, _Form] = {
     "answer_choices": lambda value: value is None or _are_texts(value),
     "parity": lambda value: value is None or _is_parity(value),
     "metrics": _mapping_of(_is_number),
+    "majority": lambda value: value is None or _is_rate(value),
 }
 """What a task's entry may have, and what one that was ranked must have."""
 

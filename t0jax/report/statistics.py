@@ -5,7 +5,7 @@ the data set grades its choices. A mean grade is an accuracy.
 """
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -33,17 +33,21 @@ def resampled_means(
     Returns:
         [resamples, prompts]; NaN where a sample has no row that the prompt applies to.
     """
-    rows = grades.shape[1]
-    rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
     applies = ~np.isnan(grades)
     both = np.concatenate([np.where(applies, grades, 0.0), applies]).T  # [rows, 2 prompts]
-    chunk = max(1, _CHUNK // rows)
-    sums = [
-        _counts(rng, min(chunk, resamples - start), rows) @ both
-        for start in range(0, resamples, chunk)
-    ]
+    sums = [n @ both for n in resampled_counts(grades.shape[1], name, resamples, seed)]
     total, scored = np.split(np.concatenate(sums), 2, axis=1)
     return np.divide(total, scored, out=np.full_like(total, np.nan), where=scored > 0)
+
+
+def resampled_counts(
+    rows: int, name: str = "", resamples: int = RESAMPLES, seed: int = 0
+) -> Iterator[np.ndarray]:
+    """How often each row of a data set is drawn in each sample, [some resamples, rows] at a time."""
+    rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
+    chunk = max(1, _CHUNK // rows)
+    for start in range(0, resamples, chunk):
+        yield _counts(rng, min(chunk, resamples - start), rows)
 
 
 def _counts(rng: np.random.Generator, samples: int, rows: int) -> np.ndarray:

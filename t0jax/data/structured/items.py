@@ -8,6 +8,8 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from t0jax import config
 from t0jax.data.mixing import Draws, MixtureOrder
 from t0jax.data.reading import ReaderProcess, ReadError
@@ -36,14 +38,14 @@ class StructuredTask:
     Attributes:
       length: rows it has, or is cut down to.
       rate: its share of the mixture's examples, in any unit.
-      chosen: numbers of the rows it is cut down to; it reads all when empty.
+      chosen: int32 numbers of the rows it is cut down to, by `where` or to a few; it reads all when None.
       identity: what else its examples depend on (record, data), ready for JSON.
     """
 
     rows: StructuredRows
     length: int
     rate: float
-    chosen: tuple[int, ...] = ()
+    chosen: np.ndarray | None = None
     identity: tuple[object, ...] = ()
 
     @property
@@ -104,7 +106,7 @@ class ItemStream:
         """What one row of a task says. Raises ReadError."""
         chosen = self.tasks[task].chosen
         try:
-            return self.tasks[task].rows[chosen[row] if chosen else row]
+            return self.tasks[task].rows[row if chosen is None else int(chosen[row])]
         except config.UserError as error:
             raise ReadError(str(error)) from error
 
@@ -117,7 +119,7 @@ class ItemStream:
                 if seen + 1 >= MAX_BARREN:
                     raise ReadError(
                         f"task '{self.tasks[task].name}' gave no example in {MAX_BARREN:,} draws: its rows tell no "
-                        "label, or its `where` leaves them out"
+                        "label"
                     )
 
 

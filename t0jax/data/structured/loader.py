@@ -35,7 +35,7 @@ from t0jax.data.structured.items import (
     read_texts,
 )
 from t0jax.data.structured.pieces import PairPieces
-from t0jax.data.structured.records import Record
+from t0jax.data.structured.records import Record, RecordError
 from t0jax.data.structured.rows import StructuredRows
 
 log = logging.getLogger("t0jax")
@@ -89,7 +89,7 @@ class MultitaskLoader(Loader):
     def counts(self, batch: Batch) -> tuple[float, dict[str, float]]:
         tokens = float(np.count_nonzero(batch["encoder_segment_ids"]))
         examples = int(np.count_nonzero(batch["loss_weights"]))
-        return tokens, {"cut": (self.cut_examples or 0) / max(1, examples)}
+        return tokens, self._cut_share(examples)
 
     def state(self) -> dict[str, Any]:
         return {"stream": self._fingerprint, "items": self._place}
@@ -277,12 +277,28 @@ def _first_split(
 
 
 def _make_task(rows: StructuredRows, rate: float, data: config.Data) -> StructuredTask:
-    where = f"{rows.record.name}/{rows.split_in_data}"
-    chosen = draw_shots(where, len(rows), data.num_shots, data.seed)
-    length = len(chosen) or len(rows)
+    chosen = _chosen(rows, data)
+    length = len(rows) if chosen is None else len(chosen)
     rate = weight(data, rate, length)
     identity = (rows.split_in_data, *_identity(rows.record), *rows.data_sizes())
     return StructuredTask(rows, length, rate, chosen, identity)
+
+
+def _chosen(rows: StructuredRows, data: config.Data) -> np.ndarray | None:
+    """The rows that are read: those that `where` keeps, or `data.num_shots` of them; None for all.
+
+    Raises:
+      RecordError: none is kept.
+    """
+    kept = rows.kept()
+    if kept is not None and not len(kept):
+        raise RecordError(rows.record.name, None, f"its `where` leaves out all {len(rows)} rows")
+    length = len(rows) if kept is None else len(kept)
+    where = f"{rows.record.name}/{rows.split_in_data}"
+    shots = np.array(draw_shots(where, length, data.num_shots, data.seed), np.int32)
+    if not len(shots):
+        return kept
+    return shots if kept is None else kept[shots]
 
 
 def _identity(record: Record) -> Iterator[str]:

@@ -6,7 +6,10 @@ import zlib
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from t0jax.data.rows import DataError, DatasetSpec, Rows, SplitUnavailable
+from t0jax.data.structured.fields import BadRow, columns_of, read
 from t0jax.data.structured.parts import Part, find_part
 from t0jax.data.structured.records import SPLITS, Example, Record, RecordError
 
@@ -88,6 +91,25 @@ class StructuredRows:
         number = self._numbers[index]
         seed = zlib.crc32(f"{self.seed}:{self.split}:{number}".encode())
         return self.record.example(self.rows[number], seed, self.max_choices, number=number)
+
+    def kept(self) -> np.ndarray | None:
+        """int32 numbers of the rows that the record's `where` keeps; None without one. Reads its columns of all rows.
+
+        Raises:
+          RecordError: names the row at which it fails.
+        """
+        where = self.record.where
+        if where is None:
+            return None
+        columns = columns_of(where)
+        rows = self.rows if columns is None else self.rows.select(sorted(columns))
+        kept = []
+        for i, number in enumerate(self._numbers):
+            try:
+                kept += [i] if read(where, rows[number]) else []
+            except BadRow as error:
+                raise RecordError(self.record.name, number, str(error)) from error
+        return np.array(kept, np.int32)
 
     def data_files(self) -> list[str]:
         """The files that the rows come from."""

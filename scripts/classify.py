@@ -1,0 +1,174 @@
+"""Answers of a multitask encoder: `python -m scripts.classify --model M --task glue/sst2 "a fine film"`.
+
+M is a run folder, one of its checkpoints, or a Hugging Face directory. Texts come from the command line, from `--file`
+(a text, or a JSON input, a line) or from standard input; a line of JSON goes to standard output for each.
+
+    --list                                         the model's tasks, their kinds and labels
+    --task glue/mnli --pair "premise" "hypothesis" pairs; repeatable
+    --task dream --file questions.jsonl            {"text": ..., "choices": [...]}, or ["text", ["option", ...]]
+    --task conll2003 "Anna sleeps" --group         entities
+    --labels "economy,sports" "Rate rises ..."     zero-shot; --task names the head, else one of inference is chosen
+
+All keys of the configuration can be set too, e.g. `--mesh.model 2`.
+"""
+
+import functools
+import itertools
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from t0jax import config
+from t0jax.config import ConfigError, UserError
+
+if TYPE_CHECKING:
+    from t0jax.classify import Multitask
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "task": {"type": str, "default": "", "help": "whose head answers"},
+    "list": {"action": "store_true", "help": "the model's tasks, one a line"},
+    "labels": {"type": str, "default": "", "help": "zero-shot: candidate labels, commas between"},
+    "template": {
+        "type": str,
+        "default": "This example is {}.",
+        "help": "zero-shot: the hypothesis, {} where the label goes",
+    },
+    "multi_label": {"action": "store_true", "help": "zero-shot: labels do not compete"},
+    "pair": {
+        "type": str,
+        "nargs": 2,
+        "action": "append",
+        "default": [],
+        "help": "two texts; repeatable",
+    },
+    "file": {"type": str, "default": "", "help": "an input a line; standard input without"},
+    "top_k": {"type": int, "default": 0, "help": "answers to give, the best first; 0 gives all"},
+    "group": {"action": "store_true", "help": "tokens: entities in place of words"},
+    "without_task_embedding": {"action": "store_true", "help": "the encoder is not told the task"},
+    "adapters": {"type": str, "default": "", "help": "a folder of heads in the published layout"},
+    "max_length": {"type": int, "default": 0, "help": "tokens of a row [as trained, 512]"},
+}
+
+BLOCK = 1024
+"""Inputs answered at a time."""
+
+
+class InputError(UserError):
+    """Inputs that are missing or cannot be read."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Prints the answers; returns 0."""
+    path, rest = config.take_model(argv)
+    texts, rest = take_texts(rest)
+    settings, options = config.parse(rest, __doc__ or "", **OPTIONS)
+    if not options.list and not options.task and not options.labels:
+        raise ConfigError("nothing is asked: give --task NAME, --labels A,B, or --list")
+    named = any(flag.startswith(("--model.", "--config")) for flag in rest)
+    from t0jax import sharding, train
+    from t0jax.classify import Multitask
+
+    train.set_environment(settings)
+    model = Multitask.load(
+        path,
+        max_length=options.max_length,
+        vocabulary=settings.data.vocabulary,
+        mesh=sharding.make_mesh(settings.mesh),
+        compute=settings.model if named else None,
+        adapters=options.adapters or None,
+    )
+    if options.list:
+        show_tasks(model)
+    else:
+        answer(model, options, inputs(texts, options))
+    return 0
+
+
+def take_texts(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(texts, flags with their values): a text is what no flag before it takes.
+
+    What follows `--` is a text whatever it looks like.
+    """
+    texts: list[str] = []
+    rest: list[str] = []
+    waiting = 0
+    for place, word in enumerate(argv):
+        if word == "--" and not waiting:
+            return [*texts, *argv[place + 1 :]], rest
+        if waiting:
+            rest.append(word)
+            waiting -= 1
+        elif word.startswith("--"):
+            rest.append(word)
+            name, equals, _ = word.removeprefix("--").partition("=")
+            option = OPTIONS.get(name, {})
+            flag = option.get("action") == "store_true" or name == "help"
+            waiting = 0 if equals or flag else option.get("nargs", 1)
+        else:
+            texts.append(word)
+    return texts, rest
+
+
+def show_tasks(model: "Multitask") -> None:
+    """A line a task: name, kind, labels."""
+    for head in model.heads:
+        print(f"{head.task}\t{head.kind}\t{', '.join(head.labels)}")
+
+
+def inputs(texts: Sequence[str], options: Any) -> Iterator[Any]:
+    """What is asked, one after the other.
+
+    Raises:
+        InputError: texts and a file, or a line that is no JSON where it begins as some.
+    """
+    given = [*texts, *map(tuple, options.pair)]
+    if given and options.file:
+        raise InputError("texts and --file are both given; choose one")
+    yield from given or read_lines(options.file)
+
+
+def read_lines(file: str) -> Iterator[Any]:
+    """A text or JSON input a line of the file, or of standard input."""
+    if not file:
+        if sys.stdin.isatty():
+            print("reading texts from the keyboard, one a line; end with Ctrl-D", file=sys.stderr)
+        yield from parsed(sys.stdin, "standard input")
+        return
+    with open(file, encoding="utf-8") as source:
+        yield from parsed(source, file)
+
+
+def parsed(lines: Any, where: str) -> Iterator[Any]:
+    """Lines that begin as JSON objects, lists or texts are read as such; a list is one input."""
+    for number, line in enumerate(lines, start=1):
+        line = line.rstrip("\n")
+        if not line.strip():
+            continue
+        if line[0] not in '{["':
+            yield line
+            continue
+        try:
+            found = json.loads(line)
+        except ValueError as error:
+            raise InputError(f"{where}, line {number}: no JSON ({error})") from None
+        yield tuple(found) if isinstance(found, list) else found
+
+
+def answer(model: "Multitask", options: Any, asked: Iterator[Any]) -> None:
+    """Prints a line of JSON for each input."""
+    embedded = False if options.without_task_embedding else None
+    if options.labels:
+        zero_shot = model.zero_shot(options.task, task_embedding=embedded)
+        how = {"hypothesis_template": options.template, "multi_label": options.multi_label}
+        run = functools.partial(zero_shot, candidate_labels=options.labels, **how)
+    else:
+        classifier = model.classifier(options.task, task_embedding=embedded is None)
+        run = functools.partial(classifier, top_k=options.top_k or None, group=options.group)
+    while block := list(itertools.islice(asked, BLOCK)):
+        for found in run(block):
+            print(json.dumps(found, ensure_ascii=False), flush=True)
+
+
+if __name__ == "__main__":
+    config.run_script(main)

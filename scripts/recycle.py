@@ -1,0 +1,359 @@
+"""Model-recycling's 36 data sets: `python -m scripts.recycle --model M --output runs/recycle`.
+
+M is a run folder, one of its checkpoints, or a Hugging Face directory of a DeBERTa. It is fine-tuned on each set by
+itself, with a new head, by the ordinary trainer and the published settings; the checkpoint that validates best is
+scored on the test split, and the model's score is the mean over sets (arXiv 2211.00107). Sets whose data cannot be had
+are listed. The same command goes on where it was stopped; a finished set's checkpoints are removed.
+
+    --sets cb,rte          only these
+    --local                the cuts that can be had without a network, whose scores are not the published ones
+    --epochs 2 --set data.batch_size=32 --set train.seed=1     other settings
+
+Where this differs from what was published: all epochs are run and the best validation score chooses, where theirs
+stopped after a million examples without a gain of 0.001 (each result says where that would have been); a set without a
+validation split gives up a tenth of its training rows, one without a test split is scored on its validation rows;
+0.0006, which stands behind "linear" without a name, is taken as the share of the steps that warm up. Rows are cut at
+256 tokens; theirs is not told.
+"""
+
+import dataclasses
+import json
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from t0jax import config
+from t0jax.config import Config, ConfigError, UserError
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "output": {"type": str, "default": "runs/recycle", "help": "folder of all runs and results"},
+    "sets": {"type": str, "default": "", "help": "names with commas between; all 36 when empty"},
+    "local": {"action": "store_true", "help": "the cuts of the local data"},
+    "epochs": {"type": float, "default": 0.0, "help": "[10, as published]"},
+    "max_length": {"type": int, "default": 256, "help": "tokens of a row"},
+    "set": {
+        "type": str,
+        "action": "append",
+        "default": [],
+        "help": "KEY=VALUE of the configuration, for all runs; repeatable",
+    },
+    "keep_checkpoints": {"action": "store_true", "help": "of finished sets"},
+}
+
+RESULT_FILE = "result.json"
+START_FOLDER = "start"
+
+
+class RecycleError(UserError):
+    """A set that is not known, or a run that cannot be scored."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Prints the table; returns 0."""
+    path, rest = config.take_model(argv)
+    settings, options = config.parse(rest, __doc__ or "", **OPTIONS)
+    from t0jax import train
+    from t0jax.data.rows import DataUnavailable
+    from t0jax.metrics import note
+
+    train.set_environment(settings)
+    chosen = choose_sets(options.sets, options.local)
+    output, missing = Path(options.output), {}
+    start = fresh_heads(path, output, settings)
+    for one, record in chosen:
+        folder = output / one.name
+        if (folder / RESULT_FILE).is_file():
+            continue
+        try:
+            note(f"recycle: {one.name}")
+            found = recycle(one, divided(record, one.name), start, folder, options)
+        except DataUnavailable as error:
+            missing[one.name] = str(error)
+            continue
+        if found is None:
+            note("SIGTERM: the same command goes on from there")
+            return 0
+        write(folder / RESULT_FILE, found)
+        if not options.keep_checkpoints:
+            shutil.rmtree(folder / "checkpoints")
+    report(output, [one for one, _ in chosen], missing)
+    if options.local:
+        print("these are cuts of the data: the published scores are of the whole sets")
+    return 0
+
+
+# ---------------------------------------------------------------------------------------------------- sets
+
+
+def choose_sets(names: str, local: bool) -> list[tuple[Any, Any]]:
+    """(set, its record) of the sets asked for, in their order.
+
+    Raises:
+        RecycleError: an unknown set.
+    """
+    from tasks import recycling
+
+    known = {one.name: one for one in recycling.SETS}
+    wanted = names.split(",") if names else [n for n in known if not local or n in recycling.LOCAL]
+    for name in wanted:
+        if name not in known or (local and name not in recycling.LOCAL):
+            there = ", ".join(recycling.LOCAL if local else known)
+            raise RecycleError(f"--sets {name!r} is none of {there}")
+    records = recycling.LOCAL if local else {name: one.record for name, one in known.items()}
+    return [(known[name], records[name]) for name in wanted]
+
+
+def divided(record: Any, name: str) -> Any:
+    """The record as a task of its own, with three splits: to learn from, to choose by, to score.
+
+    A missing test split is the validation split; a validation split that is missing then is a tenth of the training
+    rows, and so is a test split where there is none of both.
+    """
+    train, validation, test = record.splits
+    if test is None:
+        validation, test = None, validation
+    if test is None:
+        splits = (part(train, 0, 80), part(train, 80, 90), part(train, 90, 100))
+    elif validation is None:
+        splits = (part(train, 0, 90), part(train, 90, 100), test)
+    else:
+        splits = (train, validation, test)
+    return dataclasses.replace(record, name=f"recycle/{name}", splits=splits)
+
+
+def part(split: str, first: int, last: int) -> str:
+    """A split's rows from `first` % to `last` %, of a part of a split too."""
+    from t0jax.data.structured.parts import find_part
+
+    whole = find_part(split)
+    start, stop = (
+        whole.start + (whole.stop - whole.start) * percent // 100 for percent in (first, last)
+    )
+    return f"{whole.split}[{start}%:{stop}%]"
+
+
+# ---------------------------------------------------------------------------------------------------- a set
+
+
+def fresh_heads(path: Path, output: Path, settings: Config) -> Path:
+    """A copy of the model whose heads no new task takes over; models without heads are what they are."""
+    from t0jax import checkpoint, sharding
+
+    there = output / START_FOLDER
+    mesh = sharding.make_mesh(settings.mesh)
+    source = f"{path.resolve()}"
+    if (output / "model.txt").is_file():
+        if (output / "model.txt").read_text() != source:
+            raise RecycleError(f"{output} holds results of another model; choose another --output")
+        return there if there.is_dir() else path
+    model = checkpoint.load_model(path, mesh)
+    own = model.network.config
+    if own.architecture != "deberta":
+        raise ConfigError(f"{path} is a {own.architecture}; model-recycling's sets need a deberta")
+    output.mkdir(parents=True, exist_ok=True)
+    if own.heads:
+        heads = tuple(
+            dataclasses.replace(h, task=f"former/{h.task}", group=h.group and f"former {h.group}")
+            for h in own.heads
+        )
+        renamed = dataclasses.replace(own, heads=heads)
+        checkpoint.save_model(there, model.params, renamed, model.vocabulary)
+    (output / "model.txt").write_text(source)
+    return there if own.heads else path
+
+
+def recycle(
+    one: Any, record: Any, start: Path, folder: Path, options: Any
+) -> dict[str, Any] | None:
+    """Fine-tunes, and scores the best checkpoint; None when SIGTERM ended the run.
+
+    Raises:
+        DataUnavailable: the data cannot be had.
+    """
+    from t0jax.data.structured.rows import StructuredRows
+    from t0jax.data.structured.source import add_task
+    from t0jax.finetune import finetune
+
+    for split in ("train", "validation", "test"):
+        StructuredRows(record, split).open()
+    name = add_task(record).name
+    changes = read_changes(options.set)
+    how = plan(record, options.epochs, changes)
+    finetune(
+        start,
+        record,
+        folder,
+        epochs=how["epochs"],
+        batch_size=how["batch_size"],
+        learning_rate=how["learning_rate"],
+        max_length=options.max_length,
+        task_embedding=False,
+        settings=how["settings"] | changes,
+    )
+    steps = how["settings"]["train.steps"]
+    scores = read_scores(folder)
+    if steps not in scores:
+        return None
+    scores = {step: value for step, value in scores.items() if value is not None}
+    best = best_step(folder, scores)
+    value, entry = score(folder / "checkpoints" / str(best), name, folder, one.metric)
+    return {
+        "set": one.name,
+        "metric": one.metric,
+        "value": value,
+        "validation": scores[best],
+        "step": best,
+        "steps": steps,
+        "patience_ends": patience_ends(scores, how),
+        "n": entry["n"],
+        "chance": entry.get("chance"),
+        "majority": entry.get("majority"),
+        "splits": list(record.splits),
+        "note": one.note,
+    }
+
+
+def plan(record: Any, epochs: float, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The published settings for a set of this size."""
+    from t0jax.data.structured.rows import StructuredRows
+    from tasks.recycling import HYPERPARAMETERS as published
+
+    epochs = epochs or published["epochs"]
+    choices = record.choices if record.kind == "multiple_choice" else ()
+    each = len(choices) if isinstance(choices, tuple) and choices else 1
+    batch = int(changes.get("data.batch_size", published["batch_size"] * each))
+    rows = len(StructuredRows(record, "train")) * each
+    steps = int(changes.get("train.steps", max(1, math.ceil(epochs * rows / batch))))
+    every = min(steps, max(1, published["validate_every_examples"] * each // batch))
+    return {
+        "epochs": epochs,
+        "batch_size": batch,
+        "learning_rate": published["learning_rate"],
+        "patience": published["patience_examples"] * each // batch,
+        "epsilon": published["early_stop_epsilon"],
+        "settings": {
+            "train.steps": steps,
+            "train.eval_every": every,
+            "train.checkpoint_every": every,
+            "train.keep_last": 1,
+            "train.keep_best": 1,
+            "train.seed": published["seed"],
+            "train.tensorboard": False,
+            "optimizer.warmup_steps": round(published["decay_rate"] * steps),
+            "optimizer.weight_decay": published["weight_decay"],
+        },
+    }
+
+
+def read_changes(given: Sequence[str]) -> dict[str, Any]:
+    """`KEY=VALUE`s as values.
+
+    Raises:
+        ConfigError: one without a `=`.
+    """
+    found = {}
+    for text in given:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {text!r} is not KEY=VALUE, data.batch_size=32 say")
+        found[key] = yaml.safe_load(value)
+    return found
+
+
+def read_scores(folder: Path) -> dict[int, float | None]:
+    """Validation scores by step; None of one that was not finite."""
+    from t0jax.evaluate.history import SCORES_FILE
+
+    file = folder / SCORES_FILE
+    content = json.loads(file.read_text()) if file.is_file() else {}
+    return {int(step): list(found.values())[-1] for step, found in content.items() if found}
+
+
+def best_step(folder: Path, scores: Mapping[int, float]) -> int:
+    """The step of the best checkpoint that is there, the later of equal ones.
+
+    Raises:
+        RecycleError: none has a finite score.
+    """
+    there = [step for step in scores if (folder / "checkpoints" / str(step)).is_dir()]
+    if not there:
+        raise RecycleError(f"{folder}: no checkpoint has a validation score; the run diverged")
+    return max(there, key=lambda step: (scores[step], step))
+
+
+def patience_ends(scores: Mapping[int, float], how: Mapping[str, Any]) -> int | None:
+    """The step at which the published patience would have ended the run; None if it would not have."""
+    best, since = -math.inf, 0
+    for step, value in scores.items():
+        if value > best + how["epsilon"]:
+            best, since = value, step
+        elif step - since >= how["patience"]:
+            return step
+    return None
+
+
+def score(
+    checkpoint_folder: Path, task: str, folder: Path, metric: str
+) -> tuple[float, dict[str, Any]]:
+    """(test score, the task's entry of the results), which are kept beside the run."""
+    from t0jax import checkpoint, evaluate, sharding
+    from t0jax.metrics import note
+
+    run = checkpoint.read_config(checkpoint_folder)
+    mesh = sharding.make_mesh(run.mesh)
+    model = checkpoint.load_model(checkpoint_folder, mesh)
+    data = dataclasses.replace(run.data, eval_split="test")
+    evaluator = evaluate.make_evaluator(
+        model.network, mesh, data, run.evaluate, task, model.vocabulary
+    )
+    told = {"model": f"{folder.resolve()}, step {model.step}", **evaluator.describe()}
+    results = evaluator(model.params, evaluate.ResultsFolder(folder / "test", told, True), note)
+    (entry,) = results.tasks.values()
+    return entry["accuracy"] if metric == "accuracy" else entry["metrics"][metric], entry
+
+
+# ---------------------------------------------------------------------------------------------------- results
+
+
+def report(output: Path, sets: Sequence[Any], missing: Mapping[str, str]) -> None:
+    """Prints a line a set, the means and what is missing; writes all to `results.json`."""
+    from t0jax.results import missing_lines
+
+    files = {one.name: output / one.name / RESULT_FILE for one in sets}
+    found = {name: json.loads(f.read_text()) for name, f in files.items() if f.is_file()}
+    width = max(8, *(len(one.name) for one in sets))
+    print(f"{'set':{width}}  metric    value  chance  base   tasksource-420     n")
+    for one in sets:
+        if one.name in found:
+            entry = found[one.name]
+            chance = "     -" if entry["chance"] is None else f"{100 * entry['chance']:6.2f}"
+            print(
+                f"{one.name:{width}}  {entry['metric']:8}  {100 * entry['value']:5.2f}  {chance}  "
+                f"{one.baseline:5.2f}  {one.tasksource:14.2f}  {entry['n']:4}"
+            )
+    there = [one for one in sets if one.name in found]
+    if there:
+        rows = [(100 * found[one.name]["value"], one.baseline, one.tasksource) for one in there]
+        means = [sum(column) / len(there) for column in zip(*rows, strict=True)]
+        print(
+            f"{f'mean of {len(there)}':{width}}            {means[0]:5.2f}          {means[1]:5.2f}  {means[2]:14.2f}"
+        )
+        content = {"mean": means[0], "of": len(there), "sets": found, "missing": dict(missing)}
+        write(output / "results.json", content)
+    for line in missing_lines(missing):
+        print(line)
+
+
+def write(path: Path, content: Any) -> None:
+    """JSON, the file whole or not there."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+if __name__ == "__main__":
+    config.run_script(main)

@@ -1,0 +1,335 @@
+"""Scoring structured tasks by heads: against the network itself, scikit-learn, scipy and tables by hand."""
+
+import functools
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from t0jax import config as cfg
+from t0jax import evaluate, models, processes, report, results, sharding
+from t0jax.data.structured.pieces import PairPieces
+from t0jax.data.structured.records import Classification, MultipleChoice, TokenClassification
+from t0jax.evaluate import head_tasks
+from t0jax.report import reading
+from t0jax.results import structured
+from tests import multitask_models as tiny_models
+from tests.multitask_models import TAGS, head, sentences
+
+ROWS = 30
+
+
+def rows_of(kind, seed):
+    """Random rows of one kind of task."""
+    rng = np.random.default_rng(seed)
+    for text in sentences(ROWS, seed, longest=30):
+        yield text, rng
+
+
+def datasets():
+    """{data set: rows} of every kind."""
+    found = {name: [] for name in ("sst", "pairs", "score", "moods", "quiz", "tagged", "rte")}
+    for number, (text, rng) in enumerate(rows_of("all", 3)):
+        found["sst"].append({"text": text, "label": int(rng.integers(2))})
+        found["pairs"].append({"a": text, "b": "who runs", "label": int(rng.integers(3))})
+        found["rte"].append({"a": text, "b": "a cat", "label": int(rng.integers(2))})
+        found["score"].append({"text": text, "label": float(rng.integers(0, 6))})
+        found["moods"].append({"text": text, "label": np.flatnonzero(rng.random(3) > 0.5).tolist()})
+        options = sentences(2 + number % 3, 50 + number)
+        found["quiz"].append(
+            {"text": text, "options": options, "label": int(rng.integers(len(options)))}
+        )
+        tags = rng.integers(len(TAGS), size=len(text.split())).tolist()
+        found["tagged"].append({"words": text.split(), "tags": tags})
+    return found
+
+
+RECORDS = {
+    "sst": Classification(
+        dataset="sst", name="glue/sst2", sentence1="text", labels=("negative", "positive")
+    ),
+    "pairs": Classification(
+        dataset="pairs",
+        name="glue/mnli",
+        sentence1="a",
+        sentence2="b",
+        labels=tiny_models.NLI,
+    ),
+    "score": Classification(dataset="score", name="glue/stsb", sentence1="text", scale=(0.0, 5.0)),
+    "moods": Classification(
+        dataset="moods",
+        name="emotions",
+        sentence1="text",
+        labels=("joy", "fear", "anger"),
+        multilabel=True,
+    ),
+    "quiz": MultipleChoice(dataset="quiz", name="dream", inputs="text", choices="options"),
+    "tagged": TokenClassification(
+        dataset="tagged", name="names", tokens="words", tags="tags", labels=TAGS
+    ),
+    "rte": Classification(
+        dataset="rte",
+        name="glue/rte",
+        sentence1="a",
+        sentence2="b",
+        labels=("not_entailment", "entailment"),
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory):
+    """The data on disk and its seqio tasks, one mixture of those that the model has heads for."""
+    from t0jax.data.sources import add_mixture
+    from t0jax.data.structured.source import add_task
+
+    folder = tmp_path_factory.mktemp("data")
+    names = {}
+    for dataset, rows in datasets().items():
+        file = folder / dataset / "default" / "validation.jsonl"
+        file.parent.mkdir(parents=True)
+        file.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+        name = f"classify_evaluator_{dataset}"
+        names[dataset] = add_task(RECORDS[dataset], name, local_dir=str(folder)).name
+    add_mixture("classify_evaluator_all", {n: 1.0 for d, n in names.items() if d != "rte"})
+    return names
+
+
+@pytest.fixture(scope="module")
+def vocabulary(tmp_path_factory):
+    return tiny_models.vocabulary(tmp_path_factory.mktemp("pieces"))
+
+
+@pytest.fixture(scope="module")
+def model(vocabulary):
+    config, params = tiny_models.tiny(vocabulary)
+    return models.build(config), params
+
+
+def make(model, vocabulary, mixture, mesh=None, available_only=False, **settings):
+    data = cfg.Data(modules=(), available_only=available_only)
+    given = cfg.Evaluate(method="classify", max_input_length=40, **settings)
+    mesh = mesh or sharding.make_mesh(cfg.Mesh(), jax.devices()[:1])
+    return evaluate.make_evaluator(model[0], mesh, data, given, mixture, vocabulary)
+
+
+@pytest.fixture(scope="module")
+def scored(tasks, model, vocabulary, tmp_path_factory):
+    """(evaluator, results, folder) of all tasks."""
+    evaluator = make(model, vocabulary, "classify_evaluator_all")
+    path = tmp_path_factory.mktemp("results") / "found"
+    folder = evaluate.ResultsFolder(path, {"model": "tiny", **evaluator.describe()})
+    return evaluator, evaluator(model[1], folder), path
+
+
+@pytest.fixture(scope="module")
+def outputs(model, vocabulary):
+    """(task, rows of ids) -> what the network says of the rows, all in one batch."""
+    network, params = model
+    numbers = {h.task: number for number, h in enumerate(network.config.heads)}
+    run = jax.jit(functools.partial(_together, network, params), static_argnums=2)
+
+    def answer(task, rows, tokens=False):
+        size = network.config.heads[numbers[task]].columns
+        ids = np.zeros((len(rows), 40), np.int32)
+        for one, row in zip(ids, rows, strict=True):
+            one[: len(row)] = row
+        return np.asarray(run(ids, np.full(len(rows), numbers[task]), tokens))[..., :size]
+
+    return answer
+
+
+def _together(network, params, ids, tasks, tokens):
+    module = network.bind(params)
+    hidden = module.encode(ids, ids > 0, tasks)
+    if tokens:
+        return module.token_logits(hidden, tasks)
+    return module.sequence_logits(module.pool(hidden), tasks)
+
+
+def ids_of(vocabulary, first, second=None):
+    pieces = PairPieces(vocabulary)
+    return pieces.pair(pieces.encode(first), second and pieces.encode(second), 40)
+
+
+def test_every_kind_is_measured_as_by_hand(scored, outputs, vocabulary):
+    metrics = pytest.importorskip("sklearn.metrics")
+    stats = pytest.importorskip("scipy.stats")
+    found, data = scored[1].tasks, datasets()
+    rows = {
+        name: [ids_of(vocabulary, r["text"]) for r in data[name]]
+        for name in ("sst", "score", "moods")
+    }
+    gold = {name: [r.get("label") for r in data[name]] for name in data}
+
+    predicted = [int(o.argmax()) for o in outputs("glue/sst2", rows["sst"])]
+    entry = found["glue/sst2"]
+    assert entry["accuracy"] == pytest.approx(metrics.accuracy_score(gold["sst"], predicted))
+    assert entry["macro_f1"] == pytest.approx(
+        metrics.f1_score(gold["sst"], predicted, average="macro")
+    )
+    assert (entry["n"], entry["chance"], entry["kind"]) == (ROWS, 0.5, "classification")
+    assert entry["majority"] == max(np.mean(gold["sst"]), 1 - np.mean(gold["sst"]))
+
+    values = [float(o[0]) for o in outputs("glue/stsb", rows["score"])]
+    entry = found["glue/stsb"]
+    assert entry["metrics"]["pearson"] == pytest.approx(
+        stats.pearsonr(gold["score"], values)[0], abs=1e-5
+    )
+    assert entry["metrics"]["spearman"] == pytest.approx(
+        stats.spearmanr(gold["score"], values)[0], abs=1e-5
+    )
+    assert entry["score"] == entry["metrics"]["pearson"]
+
+    several = np.array([o > 0 for o in outputs("emotions", rows["moods"])])
+    right = np.array([[k in labels for k in range(3)] for labels in gold["moods"]])
+    for average in ("macro", "micro"):
+        assert found["emotions"]["metrics"][f"{average}_f1"] == pytest.approx(
+            metrics.f1_score(right, several, average=average, zero_division=0)
+        )
+
+
+def test_questions_read_all_options(scored, outputs, vocabulary):
+    data = datasets()["quiz"]
+    right, chances = [], []
+    for row in data:
+        ids = [ids_of(vocabulary, row["text"], option) for option in row["options"]]
+        empty = [[1]] * (4 - len(ids))
+        best = int(np.argmax(outputs("dream", ids + empty)[: len(ids), 0]))
+        right.append(best == row["label"])
+        chances.append(1 / len(row["options"]))
+    entry = scored[1].tasks["dream"]
+    assert entry["accuracy"] == pytest.approx(np.mean(right))
+    assert entry["chance"] == pytest.approx(np.mean(chances))
+
+
+def test_tags_are_read_at_first_pieces(scored, outputs, vocabulary):
+    data, right, pairs = datasets()["tagged"], [], []
+    encoded = [PairPieces(vocabulary).words(row["words"], 40) for row in data]
+    found = outputs("names", [ids for ids, _, _ in encoded], True)
+    for row, (_, first, _), logits in zip(data, encoded, found, strict=True):
+        tags = [TAGS[int(logits[f].argmax())] if f >= 0 else "O" for f in first]
+        gold = [TAGS[tag] for tag in row["tags"]]
+        right += [a == b for a, b in zip(gold, tags, strict=True)]
+        pairs.append((structured.entities(gold), structured.entities(tags)))
+    hits, wanted, given = (
+        sum(map(len, part)) for part in zip(*[(a & b, a, b) for a, b in pairs], strict=True)
+    )
+    entry = scored[1].tasks["names"]["metrics"]
+    assert entry["token_accuracy"] == pytest.approx(np.mean(right))
+    assert entry["entity_f1"] == pytest.approx(2 * hits / (wanted + given))
+
+
+def test_the_mean_over_tasks_is_that_of_their_own_metrics(scored):
+    found = scored[1]
+    values = [entry.get("accuracy", entry.get("score")) for entry in found.tasks.values()]
+    assert found.mean_accuracy == pytest.approx(np.mean(values))
+    table = found.table()
+    assert f"mean over 6 tasks{'':>9}" not in table.splitlines()[0]
+    for name, kind in (("glue/sst2", "classification"), ("names", "token classification")):
+        line = next(line for line in table.splitlines() if line.startswith(name))
+        assert kind in line
+    assert f"{np.mean(values):.3f}" in next(
+        x for x in table.splitlines() if x.startswith("mean over 6")
+    )
+
+
+def test_the_report_shows_kinds_and_intervals(scored, tmp_path):
+    _, found, path = scored
+    folder = reading.read_folder(path)
+    page = report.write_report([path], tmp_path / "report.html").read_text()
+    for name, entry in found.tasks.items():
+        assert name in page
+        low, high = folder.structured[name].interval
+        assert low <= structured.main_value(entry) <= high
+    assert "token classification" in page
+    assert "entity_f1" in page
+
+
+def test_it_goes_on_where_it_was_stopped(scored, model, tmp_path):
+    evaluator, found, _ = scored
+    folder = evaluate.ResultsFolder(tmp_path, {"model": "tiny", **evaluator.describe()})
+    kept = dict(list(found.tasks.items())[:2])
+    for name in kept:
+        folder.write_scores(name, [results.ScoredRow(0, np.zeros(2, np.float32), (0,))])
+    folder.write_results(results.Results(kept), complete=False)
+    lines = []
+    again = evaluator(model[1], folder, lines.append)
+    assert lines[0] == "going on: 2 of 6 tasks are in the folder"
+    for entry in (*again.tasks.values(), *found.tasks.values()):
+        entry.pop("seconds", None)
+    assert again.tasks == found.tasks
+
+
+@pytest.mark.parametrize("change", ["batch_size", "devices"])
+def test_scores_do_not_depend_on_batches_and_devices(scored, model, vocabulary, tasks, change):
+    mesh = sharding.make_mesh(cfg.Mesh(), jax.devices()[:4]) if change == "devices" else None
+    mixture = f"{tasks['sst']},{tasks['quiz']}"
+    other = make(model, vocabulary, mixture, mesh, batch_size=3)
+    kept = {}
+    other._exchange, plain = lambda n, rows: kept.setdefault(n, plain(n, rows)), other._exchange
+    found = other(model[1]).tasks
+    for name, entry in found.items():
+        assert entry["accuracy"] == scored[1].tasks[name]["accuracy"]
+    first = results.ScoredRow.to_json(kept[1][0])
+    stored = json.loads((scored[2] / "scores" / "glue__sst2.jsonl").read_text().splitlines()[0])
+    np.testing.assert_allclose(first["scores"], stored["scores"], atol=0 if mesh is None else 1e-6)
+
+
+def test_another_tasks_head(tasks, model, vocabulary, outputs):
+    """RTE by MNLI's head: not_entailment is all that is not entailment."""
+    found = make(model, vocabulary, tasks["rte"], head="glue/mnli")(model[1]).tasks["glue/rte"]
+    data = datasets()["rte"]
+    logits = outputs("glue/mnli", [ids_of(vocabulary, r["a"], r["b"]) for r in data])
+    predicted = [int(o[0] > np.logaddexp(o[1], o[2])) for o in logits]
+    assert found["accuracy"] == pytest.approx(
+        np.mean([p == r["label"] for p, r in zip(predicted, data, strict=True)])
+    )
+    assert found["prompt"] == "classification, head glue/mnli"
+
+
+def test_a_task_without_a_head_is_named(tasks, model, vocabulary):
+    with pytest.raises(evaluate.EvaluationError, match=r"glue/rte.*did you mean"):
+        make(model, vocabulary, tasks["rte"])
+    both = f"{tasks['rte']},{tasks['sst']}"
+    found = make(model, vocabulary, both, available_only=True)(model[1])
+    assert list(found.tasks) == ["glue/sst2"]
+    assert "glue/rte" in found.missing
+    with pytest.raises(
+        evaluate.EvaluationError, match="'glue/rte' is classification, the head of 'dream'"
+    ):
+        make(model, vocabulary, tasks["rte"], head="dream")
+    with pytest.raises(evaluate.EvaluationError, match="lacks"):
+        make(model, vocabulary, tasks["rte"], head="glue/sst2")
+    with pytest.raises(evaluate.EvaluationError, match="did you mean 'glue/mnli'"):
+        make(model, vocabulary, tasks["rte"], head="glue/mnl")
+
+
+def test_labels_are_matched_by_name():
+    heads = [head("anli", "classification", ("contradiction", "neutral", "entailment"))]
+    answer = head_tasks.answer_of(heads, RECORDS["pairs"], "anli")
+    assert answer.columns == ((2,), (1,), (0,))
+    assert answer.logits(np.array([1.0, 2.0, 3.0])).tolist() == [3.0, 2.0, 1.0]
+    numbered = [head("glue/sst2", "classification", ("LABEL_0", "LABEL_1"))]
+    assert head_tasks.answer_of(numbered, RECORDS["sst"]).columns is None
+
+
+def test_broken_weights_are_an_error(tasks, model, vocabulary):
+    broken = jax.tree.map(lambda x: x * np.nan, model[1])
+    with pytest.raises(
+        evaluate.EvaluationError, match=r"'glue/sst2', row 0: an output is not finite"
+    ):
+        make(model, vocabulary, tasks["sst"])(broken)
+    with pytest.raises(evaluate.EvaluationError, match=r"'names', row 0: an output is not finite"):
+        make(model, vocabulary, tasks["tagged"])(broken)
+
+
+def test_rows_of_processes_are_put_together(monkeypatch):
+    from t0jax.evaluate import classify
+
+    parts = [[structured.AnsweredRow(2, 1.0, 0.5), structured.AnsweredRow(0, 2.0, 0.25, True)], []]
+    parts[1] = [structured.AnsweredRow(1, 0.0, 0.75)]
+    pack = lambda rows: [tuple(vars(row).values()) for row in rows]  # noqa: E731
+    monkeypatch.setattr(processes, "tell", lambda mine, what: [mine, pack(parts[1])])
+    assert classify.exchange_answers(parts[0]) == parts[0] + parts[1]

@@ -1,0 +1,126 @@
+"""The model-recycling harness: how sets are divided, what chooses a checkpoint, and a run on a set of one's own."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from scripts import recycle
+from t0jax import checkpoint
+from t0jax.config import ConfigError, UserError
+from t0jax.data.structured.records import Classification
+from tests import multitask_models as tiny_models
+
+
+def record(*splits):
+    return Classification(dataset="d", sentence1="text", labels=("a", "b"), splits=splits)
+
+
+@pytest.mark.parametrize(
+    ("splits", "wanted"),
+    [
+        (("train", "validation", "test"), ("train", "validation", "test")),
+        (("train", None, "test"), ("train[0%:90%]", "train[90%:100%]", "test")),
+        (("train", "validation", None), ("train[0%:90%]", "train[90%:100%]", "validation")),
+        (("train", None, None), ("train[0%:80%]", "train[80%:90%]", "train[90%:100%]")),
+        (("dev[:80%]", "dev[80%:]", None), ("dev[0%:72%]", "dev[72%:80%]", "dev[80%:]")),
+    ],
+)
+def test_sets_are_divided_into_three(splits, wanted):
+    found = recycle.divided(record(*splits), "cb")
+    assert (found.name, found.splits) == ("recycle/cb", wanted)
+
+
+def test_patience_ends_after_as_many_steps_without_a_gain():
+    how = {"epsilon": 0.01, "patience": 100}
+    scores = {50: 0.5, 100: 0.6, 150: 0.605, 200: 0.6, 250: 0.9}
+    assert recycle.patience_ends(scores, how) == 200
+    # A gain of 0.005 counts then, and step 250 comes in time.
+    assert recycle.patience_ends(scores, how | {"epsilon": 0.001}) is None
+    assert recycle.patience_ends({50: 0.5, 100: 0.6}, how) is None
+
+
+def test_the_best_checkpoint_that_is_there(tmp_path):
+    for step in (50, 150, 200):
+        (tmp_path / "checkpoints" / str(step)).mkdir(parents=True)
+    assert recycle.best_step(tmp_path, {50: 0.5, 100: 0.9, 150: 0.7, 200: 0.7}) == 200
+    with pytest.raises(UserError, match="diverged"):
+        recycle.best_step(tmp_path, {})
+
+
+def test_what_cannot_be_asked():
+    with pytest.raises(UserError, match="'cbb' is none of"):
+        recycle.choose_sets("cbb", False)
+    with pytest.raises(ConfigError, match="is not KEY=VALUE"):
+        recycle.read_changes(["train.seed 3"])
+    assert recycle.read_changes(["train.seed=3", "mesh.data=-1"]) == {
+        "train.seed": 3,
+        "mesh.data": -1,
+    }
+
+
+def test_all_36_sets_are_there():
+    assert len(recycle.choose_sets("", False)) == 36
+    assert {one.name for one, _ in recycle.choose_sets("", True)} >= {"cb", "sst2"}
+
+
+def test_published_settings(monkeypatch):
+    rows = 256 * 500
+    monkeypatch.setattr("t0jax.data.structured.rows.StructuredRows.__len__", lambda self: rows)
+    how = recycle.plan(record("train", "validation", "test"), 0, {})
+    assert (how["batch_size"], how["learning_rate"], how["patience"]) == (256, 5e-5, 1000)
+    settings = how["settings"]
+    assert (settings["train.steps"], settings["train.eval_every"]) == (5000, 50)
+    assert (settings["optimizer.warmup_steps"], settings["optimizer.weight_decay"]) == (3, 0.01)
+
+
+@pytest.mark.slow
+def test_a_set_from_start_to_score(tmp_path, monkeypatch, capsys):
+    """Missing sets are listed, finished ones are not run again, a former head is not taken over."""
+    from tasks import recycling
+
+    texts = tiny_models.sentences(60, seed=4)
+    lines = [{"text": text, "label": int("good" in text or "fine" in text)} for text in texts]
+    for split in ("train", "validation", "test"):
+        file = tmp_path / "own" / "default" / f"{split}.jsonl"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    here = Classification(dataset="own", sentence1="text", labels=("negative", "positive"))
+    gone = Classification(dataset="own/gone", sentence1="text", labels=("a", "b"))
+    monkeypatch.setattr(recycling, "LOCAL", {"sst2": here, "cb": gone})
+    monkeypatch.setenv("T0JAX_DATA_DIR", str(tmp_path))
+    vocabulary = tiny_models.vocabulary(tmp_path)
+    model, params = tiny_models.tiny(vocabulary)
+    checkpoint.save_model(tmp_path / "model", params, model, vocabulary)
+    out = tmp_path / "out"
+    command = ["--model", str(tmp_path / "model"), "--output", str(out), "--local", "--epochs", "2"]
+    command += ["--max_length", "32", "--set", "data.batch_size=8"]
+    assert recycle.main(command) == 0
+    said = capsys.readouterr().out
+    found = json.loads((out / "results.json").read_text())
+    assert list(found["sets"]) == ["sst2"]
+    assert "own/gone" in found["missing"]["cb"]
+    entry = found["sets"]["sst2"]
+    assert (entry["n"], entry["steps"]) == (60, 15)
+    assert found["mean"] == pytest.approx(100 * entry["value"])
+    assert "not scored: own/gone" in said
+    assert not (out / "sst2" / "checkpoints").exists()
+    heads = checkpoint.read_config(out / "start").model.heads
+    assert all(head.task.startswith("former/") for head in heads)
+    before = (out / "sst2" / "result.json").stat().st_mtime_ns
+    assert recycle.main(command) == 0
+    assert (out / "sst2" / "result.json").stat().st_mtime_ns == before
+    with pytest.raises(UserError, match="another model"):
+        recycle.main(["--model", str(out / "start"), *command[2:]])
+
+
+def test_the_table_has_published_columns(tmp_path, capsys):
+    one = SimpleNamespace(name="cb", baseline=75.0, tasksource=85.71)
+    (tmp_path / "cb").mkdir()
+    entry = {"metric": "accuracy", "value": 0.8, "chance": 1 / 3, "n": 56}
+    recycle.write(tmp_path / "cb" / recycle.RESULT_FILE, entry)
+    recycle.report(tmp_path, [one], {"sst2": "glue/sst2: not here"})
+    said = capsys.readouterr().out
+    assert "80.00   33.33  75.00           85.71    56" in said
+    assert "mean of 1" in said
+    assert "not scored: glue/sst2 (1): not here" in said
