@@ -1,5 +1,5 @@
-"""`python -m scripts.bench NAME [options]`: data, train, step, evaluate, flipped, generate, convert, checkpoint or
-multitask.
+"""`python -m scripts.bench NAME [options]`: data, structured, train, step, evaluate, flipped, generate, convert,
+checkpoint or multitask.
 
 `--help` after the name lists its own options.
 """
@@ -9,7 +9,7 @@ import sys
 
 BENCHES = (
     *("data", "train", "step", "evaluate", "flipped", "generate", "convert", "checkpoint"),
-    "multitask",
+    *("structured", "multitask"),
 )
 
 
