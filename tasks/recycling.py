@@ -19,8 +19,8 @@ from t0jax.data.structured.source import add_task
 from tasks import tasksource_local
 from tasks.t0_hub import find_spec
 from tasks.tasksource import RECORDS
-from tasks.tasksource.fields import NLI, NO_TEST, NO_VALIDATION, THREE_POLARITIES, TRAIN_ONLY, hub
 from tasks.tasksource.sentiment import STARS
+from tasks.tasksource_fields import NLI, NO_TEST, NO_VALIDATION, THREE_POLARITIES, TRAIN_ONLY, hub
 
 HYPERPARAMETERS = {
     "epochs": 10,

@@ -20,35 +20,14 @@ Half of rotten_tomatoes' sentences are in SST-2 too: training on one tells the a
 letters says which of the two a sentence is left to, so none is in both. Parts of ANLI's sets share some premises.
 """
 
-import hashlib
-import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from t0jax.data.sources import add_mixture
-from t0jax.data.structured.records import Record, Row
+from t0jax.data.structured.records import Record
 from t0jax.data.structured.source import add_task
 from tasks import toy_tokens
 from tasks.tasksource import RECORDS
-
-SHARES = 10
-
-
-@dataclass(frozen=True)
-class Share:
-    """Keeps the rows whose text falls into the shares `first` to `last` (not included) of ten, by its letters."""
-
-    column: str
-    first: int
-    last: int
-
-    @property
-    def columns(self) -> frozenset[str]:
-        return frozenset([self.column])
-
-    def __call__(self, row: Row) -> bool:
-        letters = re.sub(r"\W+", "", row[self.column].lower())
-        share = hashlib.blake2b(letters.encode(), digest_size=8).digest()[0] % SHARES
-        return self.first <= share < self.last
+from tasks.tasksource_fields import Share
 
 
 def _local(task: str, name: str, **changes: object) -> Record:

@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from clusters import finish, start
 from safetensors.numpy import load_file, save_file
 
 from t0jax import checkpoint, convert, models, sharding
@@ -174,7 +175,7 @@ def test_pretraining_files_hold_more(tmp_path, backbone):
     save_file(half | extra, backbone / "model.safetensors")
     edit_config(backbone, architectures=...)
     config = convert.read_config(backbone)
-    assert (config.heads, config.task_embedding) == ((), False)
+    assert config.heads == ()
     rounded = jax.tree.map(lambda x: x.astype(np.float16).astype(np.float32), plain)
     assert_same_params(convert.load_params(backbone, models.build(config)), rounded)
 
@@ -205,6 +206,8 @@ def test_adapters_and_backbone_are_the_whole_model(multitask, tmp_path):
     assert read == MODEL
     params = convert.load_params(backbone, models.build(read), adapters=adapters)
     assert_same_params(params, multitask)
+    with pytest.raises(convert.ConvertError, match="holds adapters alone"):
+        convert.read_config(adapters)
     folded = convert.save_task(multitask, MODEL, "yelp", tmp_path / "yelp")
     with pytest.raises(convert.ConvertError, match="is task 'yelp' alone"):
         convert.read_config(folded, adapters=adapters)
@@ -276,6 +279,27 @@ def test_an_exported_task_in_torch_computes_ours(task, multitask, our_logits, tm
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4)
     read = convert.read_config(folder)
     assert read == dataclasses.replace(MODEL, heads=(own,), task_embedding=False)
+
+
+def test_one_task_of_the_published_layout(tmp_path):
+    """A single head, with and without its embedding, and labels without names."""
+    own = cfg.Head("sst2", "classification", ("LABEL_0", "LABEL_1"), "shared with another")
+    for embedding in (True, False):
+        config = dataclasses.replace(MODEL, heads=(own,), task_embedding=embedding)
+        params = jax.tree.map(lambda x: np.ones(x.shape, np.float32), models.build(config).shapes)
+        name = f"{embedding}"
+        folder = convert.save_params(params, config, tmp_path / name)
+        assert ("Z.weight" in tensors_of(folder)) == embedding
+        assert len(convert.read_config(folder).heads) == 1
+        stock = convert.save_task(params, config, "sst2", tmp_path / f"{name}-stock")
+        assert "Z.weight" not in tensors_of(stock)
+        assert tensors_of(stock)["deberta.embeddings.word_embeddings.weight"][1, 0] == 1 + embedding
+        adapters = convert.save_adapters(params, config, tmp_path / f"{name}-adapters")
+        backbone = convert.save_task(params, config, "sst2", tmp_path / f"{name}-back", fold=False)
+        read = convert.read_config(backbone, adapters=adapters)
+        assert (read.heads, read.task_embedding) == ((own,), embedding)
+        loaded = convert.load_params(backbone, models.build(read), adapters=adapters)
+        assert_same_params(loaded, params)
 
 
 def test_one_task_in_memory_is_the_exported_one(multitask, tmp_path):
@@ -358,7 +382,7 @@ def test_tensors_of_another_form_are_refused(backbone):
 # The commands
 
 
-def test_commands(multitask, vocabulary, tmp_path, capsys):
+def test_commands(multitask, vocabulary, tmp_path):
     from scripts import convert as script
 
     folders = ("run", "task", "back", "adapters", "run2")
@@ -375,10 +399,33 @@ def test_commands(multitask, vocabulary, tmp_path, capsys):
     assert model.vocabulary.read_bytes() == vocabulary.read_bytes()
     assert_same_params(jax.device_get(model.params), multitask)
     assert script.main(["check", str(run), str(task)]) == 0
-    tensors = tensors_of(task)
-    tensors["classifier.bias"] += 1
-    save_file(tensors, task / "model.safetensors")
-    assert script.main(["check", str(run), str(task)]) == 1
-    assert "NOT EQUAL" in capsys.readouterr().out
     with pytest.raises(cfg.ConfigError, match="no Hugging Face directory"):
         checkpoint.load_model(run, mesh, adapters=adapters)
+
+
+TWO_PROCESSES = """
+import sys
+from t0jax import config, convert, models, processes, sharding
+
+with processes.cluster(patience=100):
+    folder, adapters, out, heads = sys.argv[1:]
+    found = convert.read_config(folder, adapters=adapters)
+    network = models.build(found)
+    mesh = sharding.make_mesh(config.Mesh(data=1, fsdp=-1))
+    where = sharding.param_shardings(network.axes, network.shapes, mesh)
+    params = convert.load_params(folder, network, where, adapters=adapters)
+    convert.save_task(params, found, "tags", out)
+    convert.save_adapters(params, found, heads)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_write_what_one_does(multitask, tmp_path):
+    backbone = convert.save_task(multitask, MODEL, "mnli", tmp_path / "back", fold=False)
+    adapters = convert.save_adapters(multitask, MODEL, tmp_path / "adapters")
+    folded = convert.save_task(multitask, MODEL, "tags", tmp_path / "tags")
+    theirs = [tmp_path / "tags2", tmp_path / "adapters2"]
+    finish(start(["-c", TWO_PROCESSES, *map(str, (backbone, adapters, *theirs))], 2, 2))
+    for one, two in zip((folded, adapters), theirs, strict=True):
+        for file in one.iterdir():
+            assert (two / file.name).read_bytes() == file.read_bytes()

@@ -266,10 +266,13 @@ def test_an_earlier_export_that_was_moved_away_comes_back(earlier, params, monke
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [1, 2])
-def test_peak_of_a_real_import(processes, tmp_path):
-    """310 MB of weights over 8 devices: beside them stay the groups of shards and the blocks being read."""
-    command = [sys.executable, "-m", "scripts.bench", "convert", "--size", "small"]
+@pytest.mark.parametrize(
+    ("size", "megabytes", "processes"),
+    [("small", 308, 1), ("small", 308, 2), ("deberta-base", 735, 1)],
+)
+def test_peak_of_a_real_import(size, megabytes, processes, tmp_path):
+    """Weights over 8 devices: beside them stay the groups of shards and the blocks being read."""
+    command = [sys.executable, "-m", "scripts.bench", "convert", "--size", size]
     command += ["--folder", str(tmp_path), "--jobs", "import", "--processes", str(processes)]
     found = subprocess.run(
         [*command, "--json"],
@@ -283,7 +286,7 @@ def test_peak_of_a_real_import(processes, tmp_path):
     rows = [json.loads(line) for line in found.stdout.splitlines() if line.startswith("{")]
     assert len(rows) == processes
     for row in rows:
-        assert row["held"] == pytest.approx(308e6 / processes, rel=0.01)
+        assert row["held"] == pytest.approx(1e6 * megabytes / processes, rel=0.01)
         assert row["peak"] <= row["held"] + 2 * convert.HELD_BYTES + 2 * files.READ_BYTES + 30e6
 
 

@@ -1,5 +1,6 @@
 """DeBERTa-v3 beside transformers' DebertaV2: hidden states, logits and gradients with the same weights."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -9,9 +10,12 @@ import pytest
 import torch
 import transformers
 from deberta_weights import from_torch
+from transformers.models.deberta_v2.modeling_deberta_v2 import make_log_bucket_position
 
-from t0jax import config, models
+from t0jax import config, metrics, models, sharding
 from t0jax.config.heads import head_group
+from t0jax.models.disentangled import diagonals, from_diagonals, log_buckets
+from t0jax.models.layers import drop
 
 LABELS = ("entailment", "neutral", "contradiction")
 TAGS = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
@@ -143,7 +147,7 @@ def assert_near(ours, theirs, bound: float = 1e-4) -> None:
 
 @pytest.mark.parametrize(
     "length",
-    [17, 300, *(pytest.param(n, marks=pytest.mark.slow) for n in (130, 512, 700))],
+    [300, *(pytest.param(n, marks=pytest.mark.slow) for n in (17, 130, 512, 700))],
 )
 def test_hidden_states_logits_and_gradients_are_torchs(theirs, params, length):
     tokens, segments = rows(length, count=2)
@@ -154,3 +158,121 @@ def test_hidden_states_logits_and_gradients_are_torchs(theirs, params, length):
     expected_grads = from_torch(theirs, MODEL, gradients=True)
     expected_grads["embedding"]["embedding"][0] = 0  # torch's padding row is not trained
     jax.tree.map(assert_near, grads, expected_grads)
+
+
+def test_relative_terms_shape_the_states(theirs, params):
+    """The oracle would notice: with distances reversed the states differ by far more than the bound."""
+    tokens, segments = rows(17, count=1)
+    reversed_table = {**params, "relative": {"embedding": params["relative"]["embedding"][::-1]}}
+    network = models.build(MODEL)
+    a, b = (network.bind(p).encode(tokens, segments) for p in (params, reversed_table))
+    assert jnp.abs(a - b).max() > 0.1
+
+
+def test_log_buckets_are_transformers():
+    distance = np.arange(-2047, 2048)
+    for buckets, limit in ((256, 512), (8, 16), (32, 512)):
+        expected = make_log_bucket_position(torch.tensor(distance), buckets, limit).numpy()
+        expected = np.clip(expected + buckets, 0, 2 * buckets - 1)
+        assert np.array_equal(log_buckets(distance, buckets, limit), expected)
+
+
+@pytest.mark.parametrize("length", [1, 2, 5])
+def test_diagonals_and_their_transpose(length):
+    x = np.random.default_rng(0).normal(size=(3, length, 2 * length - 1))
+    i, j = np.indices((length, length))
+    assert np.array_equal(diagonals(x), x[:, i, j - i + length - 1])
+    y = np.random.default_rng(1).normal(size=(3, length, length)).astype(np.float32)
+    spread = from_diagonals(y)
+    assert spread.shape == x.shape
+    assert np.array_equal(diagonals(spread), y)
+    assert np.count_nonzero(spread) == y.size
+
+
+@pytest.fixture(scope="module")
+def plain(params):
+    """(tokens, segments), and outputs and gradients of the plain float32 network on them."""
+    inputs = rows(24, count=8)
+    return inputs, value_and_grad(models.build(MODEL), params, *inputs)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"scan_layers": False, "remat": "full"},
+        pytest.param({"remat": "dots"}, marks=pytest.mark.slow),
+        pytest.param({"scan_layers": False}, marks=pytest.mark.slow),
+    ],
+)
+def test_scanned_unrolled_and_recomputed_layers_agree(params, plain, change):
+    inputs, expected = plain
+    found = value_and_grad(models.build(dataclasses.replace(MODEL, **change)), params, *inputs)
+    jax.tree.map(lambda a, b: assert_near(a, b, 1e-5), found, expected)
+
+
+def test_bfloat16_is_near_and_finite(params, plain):
+    inputs, (expected, expected_grads) = plain
+    network = models.build(dataclasses.replace(MODEL, dtype="bfloat16"))
+    found, grads = value_and_grad(network, params, *inputs)
+    for name, value in expected.items():
+        assert np.isfinite(found[name]).all()
+        error = np.abs(np.asarray(found[name], np.float32) - value).mean()
+        assert error < 0.05 * max(1.0, np.abs(value).max())
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(grads))
+    worst = jax.tree.map(
+        lambda a, b: float(jnp.linalg.norm(a - b) / jnp.maximum(jnp.linalg.norm(b), 1e-3)),
+        grads["layers"],
+        expected_grads["layers"],
+    )
+    assert np.median(jax.tree.leaves(worst)) < 0.1
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        (2, 2, 2),
+        *(pytest.param(s, marks=pytest.mark.slow) for s in ((8, 1, 1), (1, 2, 4), (1, 8, 1))),
+    ],
+)
+def test_a_mesh_of_eight_devices_computes_the_same(params, plain, sizes):
+    inputs, expected = plain
+    network, mesh = models.build(MODEL), sharding.make_mesh(config.Mesh(*sizes))
+    where = sharding.param_shardings(network.axes, network.shapes, mesh)
+    with jax.set_mesh(mesh):
+        batch = sharding.place({"tokens": inputs[0], "segments": inputs[1]}, mesh)
+        found = value_and_grad(network, jax.device_put(params, where), *batch.values())
+    jax.tree.map(lambda a, b: assert_near(a, b, 1e-5), jax.device_get(found), expected)
+
+
+def test_the_task_embedding_is_added_to_the_first_token(params):
+    network, (tokens, segments) = models.build(MODEL), rows(9, count=3)
+    vector = jnp.linspace(-1, 1, MODEL.d_model)
+    with_task = {**params, "task_embedding": jnp.zeros((3, MODEL.d_model)).at[1].set(vector)}
+    # As a row of the table in place of the first token, which occurs nowhere else.
+    table = jnp.asarray(params["embedding"]["embedding"])
+    tokens = np.where(np.arange(9) == 0, 1, np.where(tokens == 1, 2, tokens))
+    folded = {**params, "embedding": {"embedding": table.at[1].add(vector)}}
+    tasks, keep = jnp.array([0, 1, 1]), jnp.array([1, 1, 0])
+    found = network.bind(with_task).encode(tokens, segments, tasks, keep)
+    without, within = (network.bind(p).encode(tokens, segments) for p in (params, folded))
+    for row, expected in enumerate((without, within, without)):
+        assert_near(found[row], expected[row], 1e-5)
+
+
+def test_dropout_drops_the_share_asked_for():
+    ones = jnp.ones((64, 401))
+    found = np.asarray(drop(ones, 0.1, jax.random.key(0)))
+    assert set(np.unique(found)) == {np.float32(0), np.float32(1 / 0.9)}
+    assert abs((found == 0).mean() - 0.1) < 0.01
+    assert drop(ones, 0.1, None) is ones
+
+
+def test_flops_are_xlas():
+    model = dataclasses.replace(
+        MODEL, d_model=256, d_kv=64, d_ff=1024, scan_layers=False, vocab_size=16, heads=()
+    )
+    network, (count, length) = models.build(model), (16, 64)
+    tokens = jax.ShapeDtypeStruct((count, length), jnp.int32)
+    lowered = jax.jit(lambda p, t: network.bind(p).encode(t, t)).lower(network.shapes, tokens)
+    counted = lowered.cost_analysis()["flops"]
+    assert counted == pytest.approx(count * metrics.encoder_flops(model, length), rel=0.06)

@@ -19,6 +19,7 @@ from t0jax.data.structured.records import (
 )
 from t0jax.data.vocabulary import Pieces, train_sentencepiece
 from t0jax.evaluate import tasks as evaluation
+from tasks import tasksource_instruct
 
 NLI = ("entailment", "neutral", "contradiction")
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday")
@@ -224,3 +225,21 @@ def test_label_words_are_refused(world):
     source = add_instruct_tasks(records["pairs"])[0].source
     with pytest.raises(config.ConfigError, match="tests/pairs"):
         source.rows("train", label_words={"neutral": "perhaps"})
+
+
+def test_all_tasks_with_labels_in_words_are_recast():
+    names = sources.members(tasksource_instruct.NAME)
+    assert {"glue_mnli_instruct", "dream_instruct", "wnut_17_wnut_17_instruct"} <= set(names)
+    left_out = (
+        "stsb",
+        "sick_relatedness",
+        "civil_comments",
+        "go_emotions",
+        "eval_emoji",
+        "mmlu",
+        "label_nli",
+    )
+    assert not [name for name in names if any(part in name for part in left_out)]
+    assert max(names.values()) == 30_000
+    assert len(sources.members(f"{tasksource_instruct.NAME}_local")) == 10
+    assert len(sources.members(f"{tasksource_instruct.NAME}_local_score_eval")) == 9

@@ -121,7 +121,7 @@ def test_micro_batches_are_the_whole(params, items, whole):
     assert_trees_near(grads, whole[1])
 
 
-@pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 2, 2)])
+@pytest.mark.parametrize("sizes", [(2, 2, 2), pytest.param((8, 1, 1), marks=pytest.mark.slow)])
 def test_options_on_different_devices_are_one_question(params, items, whole, sizes):
     mesh = sharding.make_mesh(config.Mesh(*sizes))
     size = sum(map(len, items))
@@ -153,7 +153,6 @@ def test_shared_heads_share_weights_alone_and_unused_ones_stay(params):
 
 
 def test_task_embeddings_are_left_out_per_item_in_training_alone(params, items, whole):
-    """With a share of 0.5 a training loss is that of items with and without theirs; without a key all have it."""
     same = jnp.arange(64)[:, None] // 2 == jnp.arange(64) // 2
     draw = jax.jit(jax.vmap(lambda key: multitask._kept_items(key, 0.75, same)))
     kept = np.asarray(draw(jax.random.split(jax.random.key(0), 200)))
@@ -162,15 +161,16 @@ def test_task_embeddings_are_left_out_per_item_in_training_alone(params, items, 
     network = models.build(dataclasses.replace(MODEL, task_embedding_drop=0.5))
     size = sum(map(len, items))
     batch = batch_of(items, size + -size % 8)
-    grad = jax.jit(jax.grad(lambda p, key: multitask.loss_sums(network, p, batch, key)[0]))
-    for seed in range(2):
-        vectors = grad(params, jax.random.key(seed))["task_embedding"]
-        full = whole[1]["task_embedding"]
-        unlike = [float(jnp.abs(a - b).max()) > 1e-6 for a, b in zip(vectors, full, strict=True)]
-        assert sum(unlike) > 0
-        assert np.abs(vectors).max() > 0
-    alone = multitask.loss_sums(network, params, batch, None)[0]
-    np.testing.assert_allclose(alone, whole[0]["loss"], rtol=1e-5)
+    loss = jax.jit(lambda key: multitask.loss_sums(network, params, batch, key)[0])
+    trained = [float(loss(jax.random.key(seed))) for seed in range(3)]
+    assert len({*trained, float(whole[0]["loss"])}) == 4
+
+
+def test_no_task_embedding_is_left_out_without_a_key(params, items, whole):
+    network = models.build(dataclasses.replace(MODEL, task_embedding_drop=1.0, dropout_rate=0.5))
+    size = sum(map(len, items))
+    loss = multitask.loss_sums(network, params, batch_of(items, size), None)[0]
+    np.testing.assert_allclose(loss, whole[0]["loss"], rtol=1e-5)
 
 
 def test_one_program_a_length_whatever_the_tasks():

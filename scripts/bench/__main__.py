@@ -1,4 +1,5 @@
-"""`python -m scripts.bench NAME [options]`: data, train, step, evaluate, flipped, generate, convert or checkpoint.
+"""`python -m scripts.bench NAME [options]`: data, structured, train, step, evaluate, flipped, generate, convert,
+checkpoint or multitask.
 
 `--help` after the name lists its own options.
 """
@@ -6,7 +7,10 @@
 import importlib
 import sys
 
-BENCHES = ("data", "train", "step", "evaluate", "flipped", "generate", "convert", "checkpoint")
+BENCHES = (
+    *("data", "train", "step", "evaluate", "flipped", "generate", "convert", "checkpoint"),
+    *("structured", "multitask"),
+)
 
 
 def main(argv: list[str]) -> int:

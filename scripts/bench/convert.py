@@ -2,8 +2,9 @@
 
     JAX_NUM_CPU_DEVICES=8 python -m scripts.bench convert --size large --folder DIR
 
-Makes a Hugging Face directory of random weights with the shapes of T5 v1.1 `--size` (kept in `--folder` for the next
-time), then does each of `--jobs` in a fresh process (with `--processes 2`, in two that share the model):
+Makes a Hugging Face directory of random weights with the shapes of T5 v1.1 `--size`, or DeBERTa-v3 base (kept in
+`--folder` for the next time), then does each of `--jobs` in a fresh process (with `--processes 2`, in two that share
+the model):
 
 import   the directory into shards: `convert.load_params`
 init     random weights: the trainer's `init_state`, with Adafactor's state
@@ -39,6 +40,15 @@ SIZES = {
     "base": config.Model(d_model=768, d_ff=2048, num_heads=12, num_layers=12),
     "large": config.Model(d_model=1024, d_ff=2816, num_heads=16, num_layers=24),
     "xl": config.Model(d_model=2048, d_ff=5120, num_heads=32, num_layers=24),
+    "deberta-base": config.Model(
+        architecture="deberta",
+        vocab_size=128100,
+        d_model=768,
+        d_ff=3072,
+        num_heads=12,
+        num_layers=12,
+        layer_norm_epsilon=1e-7,
+    ),
 }
 JOBS = ("import", "init", "save", "restore", "export")
 

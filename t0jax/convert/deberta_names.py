@@ -13,7 +13,6 @@ from typing import Any
 
 from t0jax import config as cfg
 from t0jax import models
-from t0jax.config.heads import head_group
 from t0jax.convert import published
 from t0jax.convert.entries import Entry, table_of
 from t0jax.convert.files import ConvertError, Source, Tensor, check_vocabulary, write_json
@@ -168,14 +167,19 @@ _NO_HEAD = ("DebertaV2Model", "DebertaV2ForMaskedLM", "DebertaV2ForPreTraining")
 def read_config(source: Source) -> cfg.Model:
     """The architecture that `config.json` describes, with computing options at their defaults.
 
-    Dropout is `hidden_dropout_prob` everywhere. The heads of the published layout are found in the files.
+    Dropout is `hidden_dropout_prob` everywhere. The heads of the published layout are found in the files; an encoder
+    alone leaves open whether tasks will have an embedding.
 
     Raises:
         ConvertError: what is not of DeBERTa-v3's form, by key and value; heads that cannot be told.
     """
     path, found = source.path / "config.json", source.config
+    if "tasks" in found and "vocab_size" not in found:
+        raise ConvertError(f"{source.path} holds adapters alone; give it beside their backbone")
     _check_form(found, path)
-    sizes = {ours: _count(found, key, value, path) for ours, (key, value) in _SIZES.items()}
+    sizes: dict[str, Any] = {
+        ours: _count(found, key, value, path) for ours, (key, value) in _SIZES.items()
+    }
     width, heads = sizes["d_model"], sizes["num_heads"]
     if width % heads:
         raise ConvertError(f"{path}: hidden_size {width} is no multiple of {heads} heads")
@@ -187,6 +191,7 @@ def read_config(source: Source) -> cfg.Model:
         if found.get(key) not in (None, usual):
             raise ConvertError(f"{path}: {key} {found[key]!r} is not {usual}, as DeBERTa-v3 has it")
     bank = published.read_heads(source)
+    own = _stock_heads(source) if bank is None else bank.heads
     return cfg.Model(
         architecture="deberta",
         **sizes,
@@ -195,14 +200,14 @@ def read_config(source: Source) -> cfg.Model:
         layer_norm_epsilon=_number(found, "layer_norm_eps", 1e-7, path),
         dropout_rate=_number(found, "hidden_dropout_prob", 0.1, path),
         pad_token_id=found.get("pad_token_id") or 0,
-        task_embedding=bank is not None and bank.task_embedding,
-        heads=_stock_heads(source) if bank is None else bank.heads,
+        task_embedding=not own if bank is None else bank.task_embedding,
+        heads=own,
     )
 
 
 def _check_form(found: Mapping[str, Any], path: Path) -> None:
     for key, (absent, wanted, means) in _FIXED.items():
-        value = found.get(key, absent)
+        value = absent if found.get(key) is None else found[key]
         if value != wanted:
             raise ConvertError(
                 f"{path}: {key} is {value!r}: {means}, which DeBERTa-v3 ({key} {wanted!r}) has not"
@@ -261,8 +266,7 @@ def _stock_heads(source: Source) -> tuple[cfg.Head, ...]:
     if kind in ("regression", "multiple_choice"):
         labels = ()
     task = str(found.get("finetuning_task") or source.path.resolve().name or "default")
-    known = () if labels == published.unnamed(len(labels)) else labels
-    return (cfg.Head(task, kind, labels, head_group(kind, known)),)
+    return (cfg.Head(task, kind, labels, published.group_of(kind, labels)),)
 
 
 def hf_config(config: cfg.Model, dtype: str) -> dict[str, Any]:
@@ -316,12 +320,15 @@ def as_read(config: cfg.Model) -> cfg.Model:
     kept = (*kept, "layer_norm_epsilon", "pad_token_id", "task_embedding", "heads")
     read = cfg.Model(**{name: ours[name] for name in kept})
     if not read.heads:
-        return dataclasses.replace(read, task_embedding=False)
-    if not is_stock(read):
-        return read
-    (head,) = read.heads
-    group = head_group(head.kind, head.labels)
-    return dataclasses.replace(read, heads=(dataclasses.replace(head, group=group),))
+        return dataclasses.replace(read, task_embedding=True)
+    return one_head(read, 0) if is_stock(read) else read
+
+
+def one_head(config: cfg.Model, task: int) -> cfg.Model:
+    """The architecture of one task's stock model."""
+    head = config.heads[task]
+    head = dataclasses.replace(head, group=published.group_of(head.kind, head.labels))
+    return dataclasses.replace(config, heads=(head,), task_embedding=False)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

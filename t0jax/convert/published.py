@@ -152,6 +152,11 @@ def unnamed(count: int) -> tuple[str, ...]:
     return tuple(f"LABEL_{number}" for number in range(count))
 
 
+def group_of(kind: cfg.HeadKind, labels: tuple[str, ...]) -> str:
+    """`config.heads.head_group` of labels that may have no names."""
+    return head_group(kind, () if labels == unnamed(len(labels)) else labels)
+
+
 def names_by_number(id2label: Any) -> tuple[str, ...]:
     """The labels of a `config.json` in the order of their numbers; none when they are not numbered from 0."""
     if not isinstance(id2label, Mapping):
@@ -313,7 +318,7 @@ def _found_groups(
     for alike in members.values():
         if len(alike) == 1:
             continue
-        names = {head_group(kinds[task], labels[task]) for task in alike}
+        names = {group_of(kinds[task], labels[task]) for task in alike}
         name = names.pop() if len(names) == 1 else ""
         if not name or name in taken:
             name = f"shared with {tasks[alike[0]]}"

@@ -97,7 +97,7 @@ _SAME_KEYS = (
     *("relative_attention_num_buckets", "relative_attention_max_distance", "layer_norm_epsilon"),
     *("dropout_rate", "pad_token_id", "eos_token_id", "decoder_start_token_id"),
 )
-_T5_DEFAULTS = {"d_ff": 2048, "num_layers": 6, "num_heads": 8}
+_T5_DEFAULTS: dict[str, Any] = {"d_ff": 2048, "num_layers": 6, "num_heads": 8}
 """T5Config's values for absent keys where they differ from `config.Model`'s, which are v1.1 small's."""
 DEBERTA_FIELDS = ("position_buckets", "max_relative_positions", "task_embedding", "heads")
 """Fields of `config.Model` that no T5 has."""

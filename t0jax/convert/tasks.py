@@ -1,14 +1,13 @@
 """Multitask encoders in parts: one task as a stock model, and all heads as the published layout's adapters."""
 
-import dataclasses
 import difflib
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 
 from t0jax import config as cfg
 from t0jax import models
-from t0jax.config.heads import head_group
 from t0jax.convert import deberta_names as names
 from t0jax.convert import published
 from t0jax.convert.files import ConvertError, Source
@@ -46,7 +45,7 @@ def save_task(
         ConvertError: there is no such task, or as `save_params`.
     """
     number, network = _number(config, task), models.build(config)
-    single = task_config(config, number)
+    single = names.one_head(config, number)
     about = hf_config(single, _known(dtype))
     rows = {}
     if fold and "task_embedding" in network.shapes:
@@ -95,12 +94,12 @@ def one_task(
 ) -> tuple[models.Params, cfg.Model]:
     """What `save_task` writes as parameters of a network: (parameters, architecture)."""
     number, network = _number(config, task), models.build(config)
-    single = task_config(config, number)
+    single = names.one_head(config, number)
     kept = {key: value for key, value in params.items() if key != "task_embedding"}
     if "task_embedding" in network.shapes:
         table = params["embedding"]["embedding"]
         row = table[names.CLS_ID] + params["task_embedding"][number]
-        kept["embedding"] = {"embedding": table.at[names.CLS_ID].set(row)}
+        kept["embedding"] = {"embedding": jnp.asarray(table).at[names.CLS_ID].set(row)}
     if config.heads[number].kind == "token_classification":
         kept.pop("pooler", None)
     kept["heads"] = {
@@ -108,13 +107,6 @@ def one_task(
         for entry in names.classifier(network, number)
     }
     return kept, single
-
-
-def task_config(config: cfg.Model, number: int) -> cfg.Model:
-    """The architecture of one task's model."""
-    head = config.heads[number]
-    head = dataclasses.replace(head, group=head_group(head.kind, head.labels))
-    return dataclasses.replace(config, heads=(head,), task_embedding=False)
 
 
 def main_task(config: cfg.Model) -> str:

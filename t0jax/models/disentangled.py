@@ -61,13 +61,15 @@ def diagonals(x: jax.Array) -> jax.Array:
 
 
 def from_diagonals(x: jax.Array) -> jax.Array:
-    """The transpose of `diagonals`: [..., L, L] -> [..., L, C] with zeros where it does not read."""
+    """The transpose of `diagonals`: [..., L, L] -> [..., L, C] with zeros where it does not read.
+
+    Padded first and then cut: a fused chain of pads divides by a row's length at every element.
+    """
     *lead, length, _ = x.shape
-    before = [(0, 0)] * len(lead)
-    wide = jnp.pad(x, [*before, (0, 0), (0, max(0, length - 2))])  # [..., L, C - 1]
-    flat = wide.reshape(*lead, -1)  # [..., L * (C - 1)]
-    flat = jnp.pad(flat, [*before, (length - 1, min(1, length - 1))])  # [..., L * C]
-    return flat.reshape(*lead, length, -1)  # [..., L, C]
+    sides, width = length - 1, 2 * length - 1
+    wide = jnp.pad(x, [*[(0, 0)] * len(lead), (0, 1), (sides, sides)])  # [..., L + 1, C + L - 1]
+    flat = wide.reshape(*lead, -1)[..., : length * (width + length)]  # [..., L * (C + L)]
+    return flat.reshape(*lead, length, width + length)[..., :width]  # [..., L, C]
 
 
 @jax.custom_vjp

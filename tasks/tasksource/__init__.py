@@ -51,7 +51,7 @@ class Listed:
     train_rows: int | None
     """As the data set's card says; None where that is not known here."""
     checked: str
-    """`rows`, `card` or `reported`: see `audit`."""
+    """`rows`, `card`, `prompts` or `reported`: see `audit`."""
     differs: str
     """How it differs from tasksource's, and why."""
 

@@ -2,8 +2,10 @@
 
 `rows`: its columns and label numbers were read from rows of the data, and the meaning of the numbers was seen in them.
 `card`: its columns and the order of its labels were read in the data set's own card or loading code.
+`prompts`: its columns are among those that promptsource's prompts of the data set read (a test compares them), and its
+labels are in the order of their answer choices.
 `reported`: its columns are those that tasksource 0.0.47 or later reads, its label names as tasksource or promptsource
-write them or as is commonly known; neither card nor rows were read. None was loaded from the Hub: look at the first
+write them or as is commonly known; nothing else was read. None was loaded from the Hub: look at the first
 rows of one before relying on it.
 """
 
@@ -30,7 +32,16 @@ CARDS = (
     *("jnlpba/jnlpba", "acronym_identification", "imdb"),
 )
 
+PROMPTS = (
+    "anli/a3", "scitail/snli_format", "sick/label", "sick/relatedness", "paws/labeled_final", "paws/labeled_swap",
+    "medical_questions_pairs", "wiki_qa", "amazon_polarity", "yelp_review_full", "app_reviews", "emotion", "dbpedia_14",
+    "yahoo_answers_topics", "sms_spam", "race/middle", "race/high", "sciq", "openbookqa",
+    "ai2_arc/ARC-Challenge/challenge", "ai2_arc/ARC-Easy/challenge", "commonsense_qa", "cos_e/v1.0", "quartz", "qasc",
+    "art", "winogrande/winogrande_xl", "hellaswag", "swag/regular", "piqa", "social_i_qa", "codah/codah",
+)  # fmt: skip
+
 
 def checked(task: str) -> str:
-    """How a task was checked: `rows`, `card` or `reported`."""
-    return "rows" if task in ROWS else "card" if task in CARDS else "reported"
+    """How a task was checked: `rows`, `card`, `prompts` or `reported`."""
+    kinds = {"rows": ROWS, "card": CARDS, "prompts": PROMPTS}
+    return next((kind for kind, tasks in kinds.items() if task in tasks), "reported")

@@ -1,11 +1,13 @@
 """Natural language inference: does a hypothesis follow from a premise?"""
 
+from typing import Any
+
 from t0jax.data.structured.records import Classification, joined
 from tasks.t0_hub import find_spec
-from tasks.tasksource.fields import GLUE_DEV, NLI, NO_TEST, NO_VALIDATION, TWO_WAY, hub, named
+from tasks.tasksource_fields import GLUE_DEV, NLI, NO_TEST, NO_VALIDATION, TWO_WAY, hub, named
 
-PAIR = {"sentence1": "premise", "sentence2": "hypothesis"}
-NUMBERED = {"sentence1": "sentence1", "sentence2": "sentence2"}
+PAIR: dict[str, Any] = {"sentence1": "premise", "sentence2": "hypothesis"}
+NUMBERED: dict[str, Any] = {"sentence1": "sentence1", "sentence2": "sentence2"}
 NOT_ENTAILED = ("not-entailed", "entailed")
 
 mnli = Classification(

@@ -1,10 +1,12 @@
 """Two texts: paraphrases, likeness as a number, and a passage with a question to be answered yes or no."""
 
+from typing import Any
+
 from t0jax.data.structured.records import Classification, joined
 from tasks.t0_hub import find_spec
-from tasks.tasksource.fields import GLUE_DEV, NO_TEST, PARAPHRASE, TRAIN_ONLY, hub
+from tasks.tasksource_fields import GLUE_DEV, NO_TEST, PARAPHRASE, TRAIN_ONLY, hub
 
-NUMBERED = {"sentence1": "sentence1", "sentence2": "sentence2"}
+NUMBERED: dict[str, Any] = {"sentence1": "sentence1", "sentence2": "sentence2"}
 FALSE_TRUE = ("False", "True")
 
 mrpc = Classification(

@@ -1,7 +1,7 @@
 """Which of two answers people prefer. The preferred one is often in a fixed column: options are shuffled when read."""
 
 from t0jax.data.structured.records import MultipleChoice
-from tasks.tasksource.fields import (
+from tasks.tasksource_fields import (
     GOLD_FIRST,
     NO_VALIDATION,
     TRAIN_ONLY,

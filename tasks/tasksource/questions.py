@@ -2,7 +2,7 @@
 
 from t0jax.data.structured.records import MultipleChoice, joined, letter, position
 from tasks.t0_hub import find_spec
-from tasks.tasksource.fields import (
+from tasks.tasksource_fields import (
     GLUE_DEV,
     GOLD_FIRST,
     NO_TEST,

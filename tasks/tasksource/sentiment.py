@@ -3,7 +3,7 @@
 from t0jax.data.structured.records import Classification
 from tasks.t0_hub import find_spec
 from tasks.tasksource import names
-from tasks.tasksource.fields import (
+from tasks.tasksource_fields import (
     GLUE_DEV,
     NO_TEST,
     NO_VALIDATION,

@@ -2,7 +2,7 @@
 
 from t0jax.data.structured.records import TokenClassification
 from tasks.tasksource import names
-from tasks.tasksource.fields import NO_TEST, NO_VALIDATION, hub
+from tasks.tasksource_fields import NO_TEST, NO_VALIDATION, hub
 
 CONLL = hub("tomaarsen/conll2003")
 

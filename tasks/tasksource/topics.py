@@ -3,7 +3,7 @@
 from t0jax.data.structured.records import Classification, joined
 from tasks.t0_hub import find_spec
 from tasks.tasksource import names
-from tasks.tasksource.fields import NO_VALIDATION, TRAIN_ONLY, hub
+from tasks.tasksource_fields import NO_VALIDATION, TRAIN_ONLY, hub
 
 ag_news = Classification(
     dataset=find_spec("ag_news", None), sentence1="text", labels=("World", "Sports", "Business", "Sci/Tech"),

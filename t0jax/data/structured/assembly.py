@@ -15,7 +15,7 @@ from t0jax.data.mixing import MixtureOrder
 from t0jax.data.structured.items import ChunkReader, Drawn, ItemStream, Place, Readers, read_again
 
 MOST_WAIT = 64
-"""Batches that an item waits for others of its length, at most."""
+"""Batches after which an item that waits for others of its length calls its bucket."""
 
 _LOOKED_AT = 32  # rows that tell how many options a task's questions have
 
@@ -157,21 +157,15 @@ class SingleTask:
         )
         self._sources: dict[int, Source] = {}
         self._waiting: dict[int, list[Drawn]] = {}
-        for task, places in (state["waiting"] if state else {}).items():
-            self._waiting[int(task)] = read_again(self._task(int(task)), places)
         names = [task.name for task in stream.tasks]
         # As many micro-batches of a task as its examples need: those of questions hold fewer.
         rates = [task.rate * rows for task, rows in zip(stream.tasks, self._widths(), strict=True)]
         self._turns = MixtureOrder(names, [1] * len(names), rates, stream.data.seed)
 
     def state(self) -> dict[str, Any]:
-        """The number of micro-batches so far; by task, where its stream goes on and what waits."""
-        waiting = {str(t): [one.place for one in ones] for t, ones in self._waiting.items() if ones}
-        return {
-            "turn": self._turn,
-            "next": {str(t): p for t, p in self._next.items()},
-            "waiting": waiting,
-        }
+        """Whose turn it is, and by task, where its next item stands."""
+        first = {task: ones[0].place for task, ones in self._waiting.items() if ones}
+        return {"turn": self._turn, "next": {str(t): p for t, p in (self._next | first).items()}}
 
     def next(self) -> Placed:
         """The next batch."""

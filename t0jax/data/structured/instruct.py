@@ -85,8 +85,8 @@ def _classification(
     shown = _drawn(record.names, record.names[example.label], draw, options)
     what = "the following" if second is None else "text_A→text_B"
     head = _Own(f"With no explanation, label {what} with either {quoted(shown)}.\n")
-    pair = (_Own("text_A: "), first, _Own("\ntext_B: "), second)
-    inputs, split = _assembled(head, *((first,) if second is None else pair))
+    pair = [first] if second is None else [_Own("text_A: "), first, _Own("\ntext_B: "), second]
+    inputs, split = _assembled(head, *pair)
     choices = tuple(f"{name.strip()}." for name in shown)
     return Rendered(inputs, f"{record.names[example.label].strip()}.", choices, split)
 

@@ -1,5 +1,11 @@
-"""Where the data sets are on the Hub, label names that many share, and fields that need a function."""
+"""Of tasksource's tasks: places on the Hub, label names that many share, and fields that need a function.
 
+Functions and classes that records hold travel to reader processes, which import the module they are of: none of this
+needs seqio.
+"""
+
+import hashlib
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -77,6 +83,24 @@ class _Named:
 def named(field: Field, names: Mapping[str, str]) -> Field:
     """A text label under the name that tasks share: `named("label", {"Uncertain": "neutral"})`."""
     return _Named(field, tuple(names.items()))
+
+
+@dataclass(frozen=True)
+class Share:
+    """Keeps the rows whose text falls into the shares `first` to `last` (not included) of ten, by its letters."""
+
+    column: str
+    first: int
+    last: int
+
+    @property
+    def columns(self) -> frozenset[str]:
+        return frozenset([self.column])
+
+    def __call__(self, row: Row) -> bool:
+        letters = re.sub(r"\W+", "", row[self.column].lower())
+        share = hashlib.blake2b(letters.encode(), digest_size=8).digest()[0] % 10
+        return self.first <= share < self.last
 
 
 # ---------------------------------------------------------------------------------- of single data sets

@@ -1,0 +1,131 @@
+"""Whole runs on structured tasks by the trainer that T5 has: stopping and going on, and fine-tuning on another task."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from structured_data import Choices, Tags, Topic, write_mixed_data, write_rows
+
+from t0jax import checkpoint, config, sharding, train
+from t0jax.config import ConfigError
+from t0jax.data import loader as loader_lib
+from t0jax.finetune import finetune
+
+STEPS = 8
+TASKS = {"run_topics": Topic, "run_questions": Choices, "run_tagged": Tags}
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+    """A tiny run on tasks of three kinds, its data and its vocabulary; the tasks have other names than elsewhere."""
+    seqio = pytest.importorskip("seqio")
+    from t0jax.data import sources
+    from t0jax.data.structured.source import add_task
+
+    root = tmp_path_factory.mktemp("structured")
+    write_mixed_data(root)
+    rows = [{"text": f"{'sport' if i % 2 else 'news'} {i}", "label": i % 2} for i in range(12)]
+    for split in ("train", "validation"):
+        write_rows(root, "others", split, rows)
+    before = set(seqio.TaskRegistry.names())
+    for name, record in TASKS.items():
+        add_task(record(name=name))
+    sources.add_mixture("run_all", dict.fromkeys(TASKS, 1.0))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("T0JAX_DATA_DIR", str(root))
+        patch.setenv("T0JAX_CACHE_DIR", str(root / "cache"))
+        yield config.Config(
+            model=config.Model(
+                architecture="deberta", vocab_size=64, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2,
+                position_buckets=8, max_relative_positions=16, layer_norm_epsilon=1e-7, scan_layers=False,
+            ),
+            data=config.Data(
+                mixture="run_all", eval_mixture="run_all", modules=(), rates="rows", batch_size=16,
+                input_length=32, length_buckets=(16, 32), vocabulary=str(root / "spm.model"),
+                vocabulary_train_size=40,
+            ),
+            optimizer=config.Optimizer(name="adamw", schedule="inverse_sqrt", warmup_steps=2),
+            train=config.Train(
+                output_dir=str(root / "whole"), steps=STEPS, checkpoint_every=4, log_every=4, tensorboard=False
+            ),
+            evaluate=config.Evaluate(method="classify", max_input_length=32),
+        )  # fmt: skip
+    seqio.MixtureRegistry.remove("run_all")
+    for name in set(seqio.TaskRegistry.names()) - before:
+        seqio.TaskRegistry.remove(name)
+
+
+@pytest.fixture(scope="module")
+def whole(settings):
+    """The folder of a run that was not stopped, and its scores."""
+    return settings.train.output_dir, train.run(settings)
+
+
+def to(settings, output_dir, **changes):
+    changed = dataclasses.replace(settings.train, output_dir=str(output_dir), **changes)
+    return dataclasses.replace(settings, train=changed)
+
+
+def params_of(run):
+    mesh = sharding.make_mesh(config.Mesh())
+    return jax.device_get(checkpoint.load_model(run, mesh).params)
+
+
+def losses(run):
+    rows = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [(row["step"], row["loss"], row["accuracy"]) for row in rows if "loss" in row]
+
+
+def test_a_run_has_scores_of_all_tasks_and_carries_its_heads(whole, settings):
+    run, results = whole
+    assert set(results.tasks) == set(TASKS)
+    found = checkpoint.read_config(Path(run)).model.heads
+    assert [(head.task, head.kind) for head in found] == [
+        ("run_questions", "multiple_choice"),
+        ("run_tagged", "token_classification"),
+        ("run_topics", "classification"),
+    ]
+    assert found == loader_lib.find_heads(settings.data)
+
+
+def test_stopping_and_going_on_changes_nothing(whole, settings, tmp_path):
+    run = tmp_path / "stopped"
+    first = to(settings, run, steps=4)
+    train.run(first)
+    train.run(to(settings, run))
+    assert losses(run) == losses(Path(whole[0]))
+    jax.tree.map(np.testing.assert_array_equal, params_of(run), params_of(whole[0]))
+
+
+def test_a_new_task_starts_from_the_encoder_and_the_head_of_its_labels(whole, tmp_path):
+    other = Topic(dataset="others", name="other topics")
+    results = finetune(
+        whole[0], other, tmp_path / "tuned", epochs=1, max_length=32, like="run_topics"
+    )
+    assert results.tasks["other topics"]["n"] == 12
+    model = checkpoint.read_config(tmp_path / "tuned").model
+    assert [head.task for head in model.heads] == ["other topics"]
+    bare = tmp_path / "bare"
+    finetune(whole[0], other, bare, epochs=1, max_length=32, task_embedding=False)
+    assert "task_embedding" not in params_of(bare)
+
+
+def test_what_does_not_fit_is_refused(whole, settings, tmp_path):
+    other = Topic(dataset="others", name="more topics")
+    with pytest.raises(ConfigError, match=r"no task of the model .* run_topics"):
+        finetune(whole[0], other, tmp_path / "a", max_length=32, like="run_topic")
+    with pytest.raises(ConfigError, match=r"names no section; write e\.g\. 'train\.seed'"):
+        finetune(whole[0], other, tmp_path / "a", settings={"seed": 1})
+    t5 = dataclasses.replace(settings, model=config.Model(vocab_size=64))
+    with pytest.raises(ConfigError, match=r"need model\.architecture deberta, it is t5"):
+        train.run(to(t5, tmp_path / "b"))
+    fewer = dataclasses.replace(
+        settings, data=dataclasses.replace(settings.data, mixture="run_topics")
+    )
+    with pytest.raises(ConfigError, match=r"model\.heads: run_questions, run_tagged only there"):
+        train.run(fewer)
+    assert not (tmp_path / "a").exists()
+    assert not (tmp_path / "b").exists()
