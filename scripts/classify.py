@@ -47,6 +47,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "group": {"action": "store_true", "help": "tokens: entities in place of words"},
     "without_task_embedding": {"action": "store_true", "help": "the encoder is not told the task"},
     "adapters": {"type": str, "default": "", "help": "a folder of heads in the published layout"},
+    "module": {
+        "type": str,
+        "default": "",
+        "help": "modules whose tasks tell kinds and labels that files in that layout do not",
+    },
     "max_length": {"type": int, "default": 0, "help": "tokens of a row [as trained, 512]"},
 }
 
@@ -77,12 +82,26 @@ def main(argv: Sequence[str]) -> int:
         mesh=sharding.make_mesh(settings.mesh),
         compute=settings.model if named else None,
         adapters=options.adapters or None,
+        known=known_heads(options.module),
     )
     if options.list:
         show_tasks(model)
     else:
         answer(model, options, inputs(texts, options))
     return 0
+
+
+def known_heads(modules: str) -> dict[str, config.Head]:
+    """The heads of the structured tasks that modules register, by task."""
+    if not modules:
+        return {}
+    from t0jax.data.registry import import_tasks
+    from t0jax.data.structured.source import StructuredSource, seqio
+
+    import_tasks(modules.split(","))
+    sources = (seqio.TaskRegistry.get(name).source for name in seqio.TaskRegistry.names())
+    heads = (source.record.head() for source in sources if isinstance(source, StructuredSource))
+    return {head.task: head for head in heads}
 
 
 def take_texts(argv: Sequence[str]) -> tuple[list[str], list[str]]:

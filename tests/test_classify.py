@@ -162,6 +162,38 @@ def test_other_kinds_are_the_exported_models(native, exported):
     assert [a["label"] for a in found] == best
 
 
+@pytest.fixture(scope="module")
+def published(tmp_path_factory, vocabulary, weights):
+    """The published layout: the main task's model, and all heads in a folder of their own."""
+    folder, (model, params) = tmp_path_factory.mktemp("published"), weights
+    main, adapters = folder / "nli", folder / "nli-adapters"
+    convert.save_task(params, model, "glue/mnli", main, tokenizer_path=vocabulary, fold=False)
+    convert.save_adapters(params, model, adapters)
+    return main, adapters
+
+
+def test_the_published_layout_answers_as_the_checkpoint(native, published):
+    main, adapters = published
+    loaded = classify.Multitask.load(main, adapters=adapters, mesh=one_device(), max_length=64)
+    assert loaded.tasks == native.tasks
+    for task in ("glue/sst2", "emotions", "names"):
+        ours, wanted = (model.classifier(task)(TEXTS[0]) for model in (loaded, native))
+        assert [a["label"] for a in ours] == [a["label"] for a in wanted]
+        found = [a["score"] for a in ours]
+        np.testing.assert_allclose(found, [a["score"] for a in wanted], atol=1e-5)
+
+
+def test_zero_shot_on_a_published_model_is_the_pipelines(native, published):
+    """Which knows of no task embedding: neither does zero-shot here when no task is named."""
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.pipeline("zero-shot-classification", str(published[0]), device="cpu")
+    wanted = theirs(TEXTS[1], LABELS, multi_label=True)
+    for ours in (classify.zero_shot(published[0], mesh=one_device()), native.zero_shot()):
+        found = ours(TEXTS[1], LABELS, multi_label=True)
+        assert found["labels"] == wanted["labels"]
+        np.testing.assert_allclose(found["scores"], wanted["scores"], atol=1e-4)
+
+
 def test_batches_do_not_change_answers(native):
     texts = tiny_models.sentences(40, seed=5, longest=40)
     together = native.classifier("glue/sst2")(texts)

@@ -9,7 +9,7 @@ A model is a run, one of its checkpoints, or a Hugging Face directory of one tas
 Texts of similar length are computed together, each shape compiled once.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,7 @@ class Multitask:
         mesh: jax.sharding.Mesh | None = None,
         compute: config_lib.Model | None = None,
         adapters: str | Path | None = None,
+        known: Mapping[str, Head] | None = None,
     ) -> "Multitask":
         """Reads a model with all its heads.
 
@@ -87,19 +88,21 @@ class Multitask:
             mesh: devices; all of them when None.
             compute: dtype and so on; as the model was saved when None.
             adapters: a folder of heads in the published layout, which are used with the model.
+            known: heads of tasks whose kind and label names such files do not say, by task.
 
         Raises:
             ClassifyError: the model has no heads.
             ConfigError, CheckpointError: as `checkpoint.load_model`.
         """
         mesh = sharding.make_mesh(config_lib.Mesh()) if mesh is None else mesh
-        model = checkpoint.load_model(path, mesh, compute, adapters=adapters)
+        model = checkpoint.load_model(path, mesh, compute, adapters=adapters, known=known)
         if not model.network.config.heads:
             raise ClassifyError(
                 f"{path} has no heads, so it answers nothing; fine-tune it on a task, or give adapters"
             )
         pieces = PairPieces(vocabulary or model.vocabulary or vocabulary_path())
-        trained = model.config.data.input_length if model.config else MAX_LENGTH
+        # What was imported has no training behind it that would say.
+        trained = model.config.data.input_length if model.config and model.step else MAX_LENGTH
         return cls(model.network, model.params, pieces, mesh, max_length or trained)
 
     @property
