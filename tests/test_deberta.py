@@ -130,6 +130,11 @@ def outputs(network, params, tokens, segments) -> dict[str, jax.Array]:
     }
 
 
+@jax.jit
+def encoded(params, *inputs):
+    return models.build(MODEL).bind(params).encode(*inputs)
+
+
 def value_and_grad(network, params, tokens, segments):
     def total(params):
         found = outputs(network, params, tokens, segments)
@@ -162,10 +167,9 @@ def test_hidden_states_logits_and_gradients_are_torchs(theirs, params, length):
 
 def test_relative_terms_shape_the_states(theirs, params):
     """The oracle would notice: with distances reversed the states differ by far more than the bound."""
-    tokens, segments = rows(17, count=1)
+    tokens, segments = rows(9, count=3)
     reversed_table = {**params, "relative": {"embedding": params["relative"]["embedding"][::-1]}}
-    network = models.build(MODEL)
-    a, b = (network.bind(p).encode(tokens, segments) for p in (params, reversed_table))
+    a, b = (encoded(p, tokens, segments) for p in (params, reversed_table))
     assert jnp.abs(a - b).max() > 0.1
 
 
@@ -210,30 +214,38 @@ def test_scanned_unrolled_and_recomputed_layers_agree(params, plain, change):
     jax.tree.map(lambda a, b: assert_near(a, b, 1e-5), found, expected)
 
 
-def test_bfloat16_is_near_and_finite(params, plain):
-    inputs, (expected, expected_grads) = plain
+def test_bfloat16_is_near(params, plain):
+    inputs, (expected, _) = plain
     network = models.build(dataclasses.replace(MODEL, dtype="bfloat16"))
-    found, grads = value_and_grad(network, params, *inputs)
+    found = jax.jit(lambda p: outputs(network, p, *inputs))(params)
     for name, value in expected.items():
-        assert np.isfinite(found[name]).all()
         error = np.abs(np.asarray(found[name], np.float32) - value).mean()
         assert error < 0.05 * max(1.0, np.abs(value).max())
+
+
+@pytest.mark.slow
+def test_bfloat16_gradients_are_near(params, plain):
+    """Also with all inputs but the first token masked and scores in the hundreds, where float16 would overflow."""
+    inputs, (_, expected) = plain
+    network = models.build(dataclasses.replace(MODEL, dtype="bfloat16"))
+    _, grads = value_and_grad(network, params, *inputs)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(grads))
-    worst = jax.tree.map(
+    error = jax.tree.map(
         lambda a, b: float(jnp.linalg.norm(a - b) / jnp.maximum(jnp.linalg.norm(b), 1e-3)),
         grads["layers"],
-        expected_grads["layers"],
+        expected["layers"],
     )
-    assert np.median(jax.tree.leaves(worst)) < 0.1
+    assert np.median(jax.tree.leaves(error)) < 0.1
+    attention = params["layers"]["attention"]
+    sharp = {name: 30 * x if name in ("query", "key") else x for name, x in attention.items()}
+    params = {**params, "layers": {**params["layers"], "attention": sharp}}
+    alone = (inputs[0], inputs[1] * (np.arange(inputs[1].shape[1]) == 0))
+    found, grads = value_and_grad(network, params, *alone)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves((found, grads)))
 
 
-@pytest.mark.parametrize(
-    "sizes",
-    [
-        (2, 2, 2),
-        *(pytest.param(s, marks=pytest.mark.slow) for s in ((8, 1, 1), (1, 2, 4), (1, 8, 1))),
-    ],
-)
+@pytest.mark.slow  # the multitask objective's own test has a mesh in every run
+@pytest.mark.parametrize("sizes", [(2, 2, 2), (8, 1, 1), (1, 2, 4), (1, 8, 1), (1, 1, 8)])
 def test_a_mesh_of_eight_devices_computes_the_same(params, plain, sizes):
     inputs, expected = plain
     network, mesh = models.build(MODEL), sharding.make_mesh(config.Mesh(*sizes))
@@ -245,7 +257,7 @@ def test_a_mesh_of_eight_devices_computes_the_same(params, plain, sizes):
 
 
 def test_the_task_embedding_is_added_to_the_first_token(params):
-    network, (tokens, segments) = models.build(MODEL), rows(9, count=3)
+    tokens, segments = rows(9, count=3)
     vector = jnp.linspace(-1, 1, MODEL.d_model)
     with_task = {**params, "task_embedding": jnp.zeros((3, MODEL.d_model)).at[1].set(vector)}
     # As a row of the table in place of the first token, which occurs nowhere else.
@@ -253,8 +265,8 @@ def test_the_task_embedding_is_added_to_the_first_token(params):
     tokens = np.where(np.arange(9) == 0, 1, np.where(tokens == 1, 2, tokens))
     folded = {**params, "embedding": {"embedding": table.at[1].add(vector)}}
     tasks, keep = jnp.array([0, 1, 1]), jnp.array([1, 1, 0])
-    found = network.bind(with_task).encode(tokens, segments, tasks, keep)
-    without, within = (network.bind(p).encode(tokens, segments) for p in (params, folded))
+    found = encoded(with_task, tokens, segments, tasks, keep)
+    without, within = (encoded(p, tokens, segments) for p in (params, folded))
     for row, expected in enumerate((without, within, without)):
         assert_near(found[row], expected[row], 1e-5)
 
