@@ -42,12 +42,12 @@ def head(task, kind, labels=()):
 
 
 HEADS = (
-    head("glue/sst2", "classification", ("negative", "positive")),
-    head("glue/mnli", "classification", NLI),
-    head("glue/stsb", "regression"),
-    head("emotions", "multilabel", ("joy", "fear", "anger")),
-    head("dream", "multiple_choice"),
-    head("names", "token_classification", TAGS),
+    head("tiny/sst2", "classification", ("negative", "positive")),
+    head("tiny/mnli", "classification", NLI),
+    head("tiny/stsb", "regression"),
+    head("tiny/emotions", "multilabel", ("joy", "fear", "anger")),
+    head("tiny/dream", "multiple_choice"),
+    head("tiny/names", "token_classification", TAGS),
 )
 
 

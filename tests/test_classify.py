@@ -1,12 +1,15 @@
 """Using a multitask encoder, beside transformers' pipelines on the exported models."""
 
+import json
+
+import multitask_models as tiny_models
 import numpy as np
 import pytest
 
+from scripts import classify as script
 from t0jax import checkpoint, classify, convert, sharding
 from t0jax import config as cfg
 from t0jax.classify import inference, outputs
-from tests import multitask_models as tiny_models
 
 TEXTS = ["the film is good", "a dull dog was not in New York " * 3, "Anna sleeps"]
 LABELS = ["cat", "good film", "where"]
@@ -23,12 +26,17 @@ def weights(vocabulary):
 
 
 @pytest.fixture(scope="module")
-def native(tmp_path_factory, vocabulary, weights):
+def run(tmp_path_factory, vocabulary, weights):
     """A checkpoint with all heads."""
     model, params = weights
     folder = tmp_path_factory.mktemp("native") / "run"
     checkpoint.save_model(folder, params, model, vocabulary)
-    return classify.Multitask.load(folder, mesh=one_device(), max_length=64)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def native(run):
+    return classify.Multitask.load(run, mesh=one_device(), max_length=64)
 
 
 def one_device():
@@ -65,12 +73,12 @@ def pipeline(exported):
 @pytest.mark.parametrize("multi_label", [False, True])
 @pytest.mark.parametrize("labels", [LABELS, "cat, good film", ["cat"]])
 def test_zero_shot_is_the_pipelines(native, pipeline, exported, multi_label, labels):
-    theirs = pipeline("zero-shot-classification", "glue/mnli")
+    theirs = pipeline("zero-shot-classification", "tiny/mnli")
     template = "It is about {}."
     options = {"hypothesis_template": template, "multi_label": multi_label}
     wanted = theirs(TEXTS, labels, **options)
-    folded = classify.zero_shot(exported("glue/mnli"), mesh=one_device(), max_length=64)
-    for ours in (native.zero_shot("glue/mnli"), folded):
+    folded = classify.zero_shot(exported("tiny/mnli"), mesh=one_device(), max_length=64)
+    for ours in (native.zero_shot("tiny/mnli"), folded):
         found = ours(TEXTS, labels, **options)
         assert [f["sequence"] for f in found] == TEXTS
         for one, other in zip(found, wanted, strict=True):
@@ -79,12 +87,12 @@ def test_zero_shot_is_the_pipelines(native, pipeline, exported, multi_label, lab
 
 
 def test_zero_shot_default_template_and_one_text(native, pipeline):
-    theirs = pipeline("zero-shot-classification", "glue/mnli")(TEXTS[0], LABELS)
-    ours = native.zero_shot("glue/mnli")(TEXTS[0], LABELS)
+    theirs = pipeline("zero-shot-classification", "tiny/mnli")(TEXTS[0], LABELS)
+    ours = native.zero_shot("tiny/mnli")(TEXTS[0], LABELS)
     assert ours["labels"] == theirs["labels"]
     np.testing.assert_allclose(ours["scores"], theirs["scores"], atol=1e-4)
     # A task that is not named lends its head, not its embedding.
-    assert native.zero_shot().head.task == "glue/mnli"
+    assert native.zero_shot().head.task == "tiny/mnli"
     assert not np.allclose(
         native.zero_shot()(TEXTS[0], LABELS)["scores"], ours["scores"], atol=1e-5
     )
@@ -92,31 +100,31 @@ def test_zero_shot_default_template_and_one_text(native, pipeline):
 
 def test_a_long_text_loses_its_end_and_never_the_hypothesis(exported, pipeline):
     long = " ".join(tiny_models.sentences(20, seed=3))
-    theirs = pipeline("zero-shot-classification", "glue/mnli")
+    theirs = pipeline("zero-shot-classification", "tiny/mnli")
     theirs.tokenizer.model_max_length = 24
-    ours = classify.zero_shot(exported("glue/mnli"), mesh=one_device(), max_length=24)
+    ours = classify.zero_shot(exported("tiny/mnli"), mesh=one_device(), max_length=24)
     one, other = ours(long, LABELS), theirs(long, LABELS)
     assert one["labels"] == other["labels"]
     np.testing.assert_allclose(one["scores"], other["scores"], atol=1e-4)
 
 
 def test_text_classification_is_the_pipelines(native, pipeline):
-    theirs = pipeline("text-classification", "glue/sst2", top_k=None)(TEXTS)
-    ours = native.classifier("glue/sst2")(TEXTS)
+    theirs = pipeline("text-classification", "tiny/sst2", top_k=None)(TEXTS)
+    ours = native.classifier("tiny/sst2")(TEXTS)
     assert [[a["label"] for a in one] for one in ours] == [[a["label"] for a in o] for o in theirs]
     for one, other in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(
             [a["score"] for a in one], [a["score"] for a in other], atol=1e-4
         )
-    assert native.classifier("glue/sst2")(TEXTS[0], top_k=1) == [
+    assert native.classifier("tiny/sst2")(TEXTS[0], top_k=1) == [
         pytest.approx(ours[0][0], abs=1e-5)
     ]
 
 
 def test_pairs_are_the_pipelines(native, pipeline):
-    theirs = pipeline("text-classification", "glue/mnli", top_k=None)
+    theirs = pipeline("text-classification", "tiny/mnli", top_k=None)
     wanted = theirs([{"text": TEXTS[0], "text_pair": TEXTS[2]}])[0]
-    ours = native.nli("glue/mnli")
+    ours = native.nli("tiny/mnli")
     for given in ((TEXTS[0], TEXTS[2]), {"text": TEXTS[0], "text_pair": TEXTS[2]}):
         found = ours(given)
         assert [a["label"] for a in found] == [a["label"] for a in wanted]
@@ -138,25 +146,25 @@ def test_other_kinds_are_the_exported_models(native, exported):
 
     pieces = native.pieces
     row = pieces.pair(pieces.encode(TEXTS[0]), None, 64)
-    (value,) = logits("SequenceClassification", "glue/stsb", [row])
-    assert native.classifier("glue/stsb")(TEXTS[0])[0]["score"] == pytest.approx(
+    (value,) = logits("SequenceClassification", "tiny/stsb", [row])
+    assert native.classifier("tiny/stsb")(TEXTS[0])[0]["score"] == pytest.approx(
         float(value), abs=1e-4
     )
-    (several,) = logits("SequenceClassification", "emotions", [row])
-    found = {a["label"]: a["score"] for a in native.classifier("emotions")(TEXTS[0])}
+    (several,) = logits("SequenceClassification", "tiny/emotions", [row])
+    found = {a["label"]: a["score"] for a in native.classifier("tiny/emotions")(TEXTS[0])}
     wanted = torch.sigmoid(several)[0].tolist()
     assert [found[name] for name in ("joy", "fear", "anger")] == pytest.approx(wanted, abs=1e-4)
     options = ["a cat", "bad", "who runs"]
     rows = [pieces.pair(pieces.encode(TEXTS[0]), pieces.encode(o), 64) for o in options]
-    scores = torch.cat(logits("MultipleChoice", "dream", rows)).flatten()
-    found = native.classifier("dream")((TEXTS[0], options))
+    scores = torch.cat(logits("MultipleChoice", "tiny/dream", rows)).flatten()
+    found = native.classifier("tiny/dream")((TEXTS[0], options))
     assert [a["score"] for a in found] == sorted((a["score"] for a in found), reverse=True)
     by_option = [next(a["score"] for a in found if a["index"] == k) for k in range(3)]
     assert by_option == pytest.approx(torch.softmax(scores, 0).tolist(), abs=1e-4)
     words = ["Anna", "sleeps", "in", "New", "York"]
     ids, first, _ = pieces.words(words, 64)
-    (tags,) = logits("TokenClassification", "names", [ids])
-    found = native.classifier("names")(" ".join(words))
+    (tags,) = logits("TokenClassification", "tiny/names", [ids])
+    found = native.classifier("tiny/names")(" ".join(words))
     assert [a["word"] for a in found] == words
     best = [tiny_models.TAGS[int(k)] for k in tags[0].argmax(-1)[first]]
     assert [a["label"] for a in found] == best
@@ -167,7 +175,7 @@ def published(tmp_path_factory, vocabulary, weights):
     """The published layout: the main task's model, and all heads in a folder of their own."""
     folder, (model, params) = tmp_path_factory.mktemp("published"), weights
     main, adapters = folder / "nli", folder / "nli-adapters"
-    convert.save_task(params, model, "glue/mnli", main, tokenizer_path=vocabulary, fold=False)
+    convert.save_task(params, model, "tiny/mnli", main, tokenizer_path=vocabulary, fold=False)
     convert.save_adapters(params, model, adapters)
     return main, adapters
 
@@ -176,7 +184,7 @@ def test_the_published_layout_answers_as_the_checkpoint(native, published):
     main, adapters = published
     loaded = classify.Multitask.load(main, adapters=adapters, mesh=one_device(), max_length=64)
     assert loaded.tasks == native.tasks
-    for task in ("glue/sst2", "emotions", "names"):
+    for task in ("tiny/sst2", "tiny/emotions", "tiny/names"):
         ours, wanted = (model.classifier(task)(TEXTS[0]) for model in (loaded, native))
         assert [a["label"] for a in ours] == [a["label"] for a in wanted]
         found = [a["score"] for a in ours]
@@ -196,9 +204,9 @@ def test_zero_shot_on_a_published_model_is_the_pipelines(native, published):
 
 def test_batches_do_not_change_answers(native):
     texts = tiny_models.sentences(40, seed=5, longest=40)
-    together = native.classifier("glue/sst2")(texts)
+    together = native.classifier("tiny/sst2")(texts)
     for text, found in zip(texts[:3], together, strict=False):
-        alone = native.classifier("glue/sst2")(text)
+        alone = native.classifier("tiny/sst2")(text)
         assert alone[0]["label"] == found[0]["label"]
         assert alone[0]["score"] == pytest.approx(found[0]["score"], abs=1e-6)
 
@@ -233,15 +241,62 @@ def test_which_outputs_mean_entailment(labels, wanted):
 
 
 def test_errors_name_the_task_and_the_way_out(native):
-    with pytest.raises(classify.ClassifyError, match=r"'glue/sst3'; did you mean 'glue/sst2'"):
-        native.classifier("glue/sst3")
-    with pytest.raises(classify.ClassifyError, match=r"'dream' \(multiple_choice\) takes"):
-        native.classifier("dream")("no options")
-    with pytest.raises(classify.ClassifyError, match=r"'glue/sst2' \(classification\) takes"):
-        native.classifier("glue/sst2")(3)
+    with pytest.raises(classify.ClassifyError, match=r"'tiny/sst3'; did you mean 'tiny/sst2'"):
+        native.classifier("tiny/sst3")
+    with pytest.raises(classify.ClassifyError, match=r"'tiny/dream' \(multiple_choice\) takes"):
+        native.classifier("tiny/dream")("no options")
+    with pytest.raises(classify.ClassifyError, match=r"'tiny/sst2' \(classification\) takes"):
+        native.classifier("tiny/sst2")(3)
     with pytest.raises(classify.ClassifyError, match=r"no \{\} for the label"):
         native.zero_shot()("text", ["a"], "no place")
     with pytest.raises(classify.ClassifyError, match="text and a candidate label"):
         native.zero_shot()("text", [])
     with pytest.raises(classify.ClassifyError, match="is regression; inference needs"):
-        native.nli("glue/stsb")
+        native.nli("tiny/stsb")
+
+
+# The script
+
+
+@pytest.fixture
+def ask(run, capsys):
+    """What `scripts.classify` prints: a JSON value a line."""
+
+    def answers(*argv):
+        assert script.main(["--model", str(run), "--max_length", "64", *map(str, argv)]) == 0
+        return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+    return answers
+
+
+def test_the_script_answers_as_the_library(native, ask, tmp_path):
+    assert ask("--task", "tiny/sst2", *TEXTS[:2]) == native.classifier("tiny/sst2")(TEXTS[:2])
+    pair = ask("--task=tiny/mnli", "--pair", "a cat", "a dog", "--top_k", 1)
+    assert pair == [native.classifier("tiny/mnli")(("a cat", "a dog"), top_k=1)]
+    zero_shot = ask("--labels", "cat, film", "--multi_label", "--", "--dull")
+    assert zero_shot == [native.zero_shot()("--dull", "cat, film", multi_label=True)]
+    file = tmp_path / "asked.jsonl"
+    file.write_text('{"text": "who", "choices": ["a", "b"]}\n\n["who", ["cat", "dog"]]\n')
+    wanted = native.classifier("tiny/dream")([("who", ["a", "b"]), ("who", ["cat", "dog"])])
+    assert ask("--task", "tiny/dream", "--file", file) == wanted
+    file.write_text("Anna sleeps\n")
+    found = ask("--task", "tiny/names", "--file", file, "--group")
+    assert found == [native.classifier("tiny/names")("Anna sleeps", group=True)]
+
+
+def test_the_script_lists_tasks(run, capsys):
+    assert script.main(["--model", str(run), "--list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "tiny/sst2\tclassification\tnegative, positive"
+    assert len(lines) == len(tiny_models.HEADS)
+
+
+def test_the_script_says_what_is_wrong(run, tmp_path):
+    with pytest.raises(cfg.ConfigError, match="nothing is asked"):
+        script.main(["--model", str(run), "a text"])
+    file = tmp_path / "asked.jsonl"
+    file.write_text('fine\n{"text": \n')
+    with pytest.raises(script.InputError, match="line 2: no JSON"):
+        script.main(["--model", str(run), "--task", "tiny/sst2", "--file", str(file)])
+    with pytest.raises(script.InputError, match="both given"):
+        script.main(["--model", str(run), "--task", "tiny/sst2", "--file", str(file), "text"])

@@ -2,21 +2,24 @@
 
 import functools
 import json
+import os
 import shutil
 
+import clusters
 import jax
+import multitask_models as tiny_models
 import numpy as np
 import pytest
+from multitask_models import TAGS, head, sentences
+from structured_data import write_rows
 
+from t0jax import checkpoint, evaluate, models, processes, report, results, sharding
 from t0jax import config as cfg
-from t0jax import evaluate, models, processes, report, results, sharding
 from t0jax.data.structured.pieces import PairPieces
 from t0jax.data.structured.records import Classification, MultipleChoice, TokenClassification
 from t0jax.evaluate import head_tasks
 from t0jax.report import reading, statistics
 from t0jax.results import structured
-from tests import multitask_models as tiny_models
-from tests.multitask_models import TAGS, head, sentences
 
 ROWS = 30
 
@@ -48,30 +51,30 @@ def datasets():
 
 RECORDS = {
     "sst": Classification(
-        dataset="sst", name="glue/sst2", sentence1="text", labels=("negative", "positive")
+        dataset="sst", name="tiny/sst2", sentence1="text", labels=("negative", "positive")
     ),
     "pairs": Classification(
         dataset="pairs",
-        name="glue/mnli",
+        name="tiny/mnli",
         sentence1="a",
         sentence2="b",
         labels=tiny_models.NLI,
     ),
-    "score": Classification(dataset="score", name="glue/stsb", sentence1="text", scale=(0.0, 5.0)),
+    "score": Classification(dataset="score", name="tiny/stsb", sentence1="text", scale=(0.0, 5.0)),
     "moods": Classification(
         dataset="moods",
-        name="emotions",
+        name="tiny/emotions",
         sentence1="text",
         labels=("joy", "fear", "anger"),
         multilabel=True,
     ),
-    "quiz": MultipleChoice(dataset="quiz", name="dream", inputs="text", choices="options"),
+    "quiz": MultipleChoice(dataset="quiz", name="tiny/dream", inputs="text", choices="options"),
     "tagged": TokenClassification(
-        dataset="tagged", name="names", tokens="words", tags="tags", labels=TAGS
+        dataset="tagged", name="tiny/names", tokens="words", tags="tags", labels=TAGS
     ),
     "rte": Classification(
         dataset="rte",
-        name="glue/rte",
+        name="tiny/rte",
         sentence1="a",
         sentence2="b",
         labels=("not_entailment", "entailment"),
@@ -82,19 +85,21 @@ RECORDS = {
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory):
     """The data on disk and its seqio tasks, one mixture of those that the model has heads for."""
+    seqio = pytest.importorskip("seqio")
     from t0jax.data.sources import add_mixture
     from t0jax.data.structured.source import add_task
 
     folder = tmp_path_factory.mktemp("data")
     names = {}
     for dataset, rows in datasets().items():
-        file = folder / dataset / "default" / "validation.jsonl"
-        file.parent.mkdir(parents=True)
-        file.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+        write_rows(folder, dataset, "validation", rows)
         name = f"classify_evaluator_{dataset}"
         names[dataset] = add_task(RECORDS[dataset], name, local_dir=str(folder)).name
     add_mixture("classify_evaluator_all", {n: 1.0 for d, n in names.items() if d != "rte"})
-    return names
+    yield names
+    seqio.MixtureRegistry.remove("classify_evaluator_all")
+    for name in names.values():
+        seqio.TaskRegistry.remove(name)
 
 
 @pytest.fixture(scope="module")
@@ -164,8 +169,8 @@ def test_every_kind_is_measured_as_by_hand(scored, outputs, vocabulary):
     }
     gold = {name: [r.get("label") for r in data[name]] for name in data}
 
-    predicted = [int(o.argmax()) for o in outputs("glue/sst2", rows["sst"])]
-    entry = found["glue/sst2"]
+    predicted = [int(o.argmax()) for o in outputs("tiny/sst2", rows["sst"])]
+    entry = found["tiny/sst2"]
     assert entry["accuracy"] == pytest.approx(metrics.accuracy_score(gold["sst"], predicted))
     assert entry["macro_f1"] == pytest.approx(
         metrics.f1_score(gold["sst"], predicted, average="macro")
@@ -173,8 +178,8 @@ def test_every_kind_is_measured_as_by_hand(scored, outputs, vocabulary):
     assert (entry["n"], entry["chance"], entry["kind"]) == (ROWS, 0.5, "classification")
     assert entry["majority"] == max(np.mean(gold["sst"]), 1 - np.mean(gold["sst"]))
 
-    values = [float(o[0]) for o in outputs("glue/stsb", rows["score"])]
-    entry = found["glue/stsb"]
+    values = [float(o[0]) for o in outputs("tiny/stsb", rows["score"])]
+    entry = found["tiny/stsb"]
     assert entry["metrics"]["pearson"] == pytest.approx(
         stats.pearsonr(gold["score"], values)[0], abs=1e-5
     )
@@ -183,10 +188,10 @@ def test_every_kind_is_measured_as_by_hand(scored, outputs, vocabulary):
     )
     assert entry["score"] == entry["metrics"]["pearson"]
 
-    several = np.array([o > 0 for o in outputs("emotions", rows["moods"])])
+    several = np.array([o > 0 for o in outputs("tiny/emotions", rows["moods"])])
     right = np.array([[k in labels for k in range(3)] for labels in gold["moods"]])
     for average in ("macro", "micro"):
-        assert found["emotions"]["metrics"][f"{average}_f1"] == pytest.approx(
+        assert found["tiny/emotions"]["metrics"][f"{average}_f1"] == pytest.approx(
             metrics.f1_score(right, several, average=average, zero_division=0)
         )
 
@@ -197,10 +202,10 @@ def test_questions_read_all_options(scored, outputs, vocabulary):
     for row in data:
         ids = [ids_of(vocabulary, row["text"], option) for option in row["options"]]
         empty = [[1]] * (4 - len(ids))
-        best = int(np.argmax(outputs("dream", ids + empty)[: len(ids), 0]))
+        best = int(np.argmax(outputs("tiny/dream", ids + empty)[: len(ids), 0]))
         right.append(best == row["label"])
         chances.append(1 / len(row["options"]))
-    entry = scored[1].tasks["dream"]
+    entry = scored[1].tasks["tiny/dream"]
     assert entry["accuracy"] == pytest.approx(np.mean(right))
     assert entry["chance"] == pytest.approx(np.mean(chances))
 
@@ -208,7 +213,7 @@ def test_questions_read_all_options(scored, outputs, vocabulary):
 def test_tags_are_read_at_first_pieces(scored, outputs, vocabulary):
     data, right, pairs = datasets()["tagged"], [], []
     encoded = [PairPieces(vocabulary).words(row["words"], 40) for row in data]
-    found = outputs("names", [ids for ids, _, _ in encoded], True)
+    found = outputs("tiny/names", [ids for ids, _, _ in encoded], True)
     for row, (_, first, _), logits in zip(data, encoded, found, strict=True):
         tags = [TAGS[int(logits[f].argmax())] if f >= 0 else "O" for f in first]
         gold = [TAGS[tag] for tag in row["tags"]]
@@ -217,7 +222,7 @@ def test_tags_are_read_at_first_pieces(scored, outputs, vocabulary):
     hits, wanted, given = (
         sum(map(len, part)) for part in zip(*[(a & b, a, b) for a, b in pairs], strict=True)
     )
-    entry = scored[1].tasks["names"]["metrics"]
+    entry = scored[1].tasks["tiny/names"]["metrics"]
     assert entry["token_accuracy"] == pytest.approx(np.mean(right))
     assert entry["entity_f1"] == pytest.approx(2 * hits / (wanted + given))
 
@@ -228,7 +233,7 @@ def test_the_mean_over_tasks_is_that_of_their_own_metrics(scored):
     assert found.mean_accuracy == pytest.approx(np.mean(values))
     table = found.table()
     assert f"mean over 6 tasks{'':>9}" not in table.splitlines()[0]
-    for name, kind in (("glue/sst2", "classification"), ("names", "token classification")):
+    for name, kind in (("tiny/sst2", "classification"), ("tiny/names", "token classification")):
         line = next(line for line in table.splitlines() if line.startswith(name))
         assert kind in line
     assert f"{np.mean(values):.3f}" in next(
@@ -246,18 +251,18 @@ def test_the_report_shows_kinds_and_intervals(scored, tmp_path):
         assert low <= structured.main_value(entry) <= high
     assert "token classification" in page
     assert "entity_f1" in page
-    low, high = folder.structured["glue/stsb"].interval
+    low, high = folder.structured["tiny/stsb"].interval
     table = report.compare_table([path])
-    assert f"{found.tasks['glue/stsb']['score']:.3f} [{low:.3f}, {high:.3f}]" in table
-    assert "glue/sst2" in table
+    assert f"{found.tasks['tiny/stsb']['score']:.3f} [{low:.3f}, {high:.3f}]" in table
+    assert "tiny/sst2" in table
 
 
 def test_the_intervals_are_the_bootstraps(scored):
     """Of regression, by drawing rows anew and measuring with scipy."""
     stats = pytest.importorskip("scipy.stats")
-    task = reading.read_folder(scored[2]).structured["glue/stsb"]
+    task = reading.read_folder(scored[2]).structured["tiny/stsb"]
     gold, given = (np.array([line[s] for line in task.lines]) for s in ("target", "prediction"))
-    counts = next(iter(statistics.resampled_counts(ROWS, "glue/stsb")))
+    counts = next(iter(statistics.resampled_counts(ROWS, "tiny/stsb")))
     for number in range(5):
         drawn = np.repeat(np.arange(ROWS), counts[number].astype(int))
         for metric, value in (("pearson", stats.pearsonr), ("spearman", stats.spearmanr)):
@@ -268,10 +273,10 @@ def test_the_intervals_are_the_bootstraps(scored):
 @pytest.mark.parametrize(
     ("task", "line"),
     [
-        ("glue/stsb", {"row": 0, "target": 1, "prediction": "high"}),
-        ("emotions", {"row": 0, "target": [0], "prediction": [3]}),
-        ("names", {"row": 0, "target": ["O"], "prediction": ["O", "O"]}),
-        ("names", {"row": "0", "target": ["O"], "prediction": ["O"]}),
+        ("tiny/stsb", {"row": 0, "target": 1, "prediction": "high"}),
+        ("tiny/emotions", {"row": 0, "target": [0], "prediction": [3]}),
+        ("tiny/names", {"row": 0, "target": ["O"], "prediction": ["O", "O"]}),
+        ("tiny/names", {"row": "0", "target": ["O"], "prediction": ["O"]}),
     ],
 )
 def test_lines_of_another_form_are_refused(scored, tmp_path, task, line):
@@ -307,37 +312,37 @@ def test_scores_do_not_depend_on_batches_and_devices(scored, model, vocabulary, 
     for name, entry in found.items():
         assert entry["accuracy"] == scored[1].tasks[name]["accuracy"]
     first = results.ScoredRow.to_json(kept[1][0])
-    stored = json.loads((scored[2] / "scores" / "glue__sst2.jsonl").read_text().splitlines()[0])
+    stored = json.loads((scored[2] / "scores" / "tiny__sst2.jsonl").read_text().splitlines()[0])
     np.testing.assert_allclose(first["scores"], stored["scores"], atol=0 if mesh is None else 1e-6)
 
 
 def test_another_tasks_head(tasks, model, vocabulary, outputs):
     """RTE by MNLI's head: not_entailment is all that is not entailment."""
-    found = make(model, vocabulary, tasks["rte"], head="glue/mnli")(model[1]).tasks["glue/rte"]
+    found = make(model, vocabulary, tasks["rte"], head="tiny/mnli")(model[1]).tasks["tiny/rte"]
     data = datasets()["rte"]
-    logits = outputs("glue/mnli", [ids_of(vocabulary, r["a"], r["b"]) for r in data])
+    logits = outputs("tiny/mnli", [ids_of(vocabulary, r["a"], r["b"]) for r in data])
     predicted = [int(o[0] > np.logaddexp(o[1], o[2])) for o in logits]
     assert found["accuracy"] == pytest.approx(
         np.mean([p == r["label"] for p, r in zip(predicted, data, strict=True)])
     )
-    assert found["prompt"] == "classification, head glue/mnli"
+    assert found["prompt"] == "classification, head tiny/mnli"
 
 
 def test_a_task_without_a_head_is_named(tasks, model, vocabulary):
-    with pytest.raises(evaluate.EvaluationError, match=r"glue/rte.*did you mean"):
+    with pytest.raises(evaluate.EvaluationError, match=r"tiny/rte.*did you mean"):
         make(model, vocabulary, tasks["rte"])
     both = f"{tasks['rte']},{tasks['sst']}"
     found = make(model, vocabulary, both, available_only=True)(model[1])
-    assert list(found.tasks) == ["glue/sst2"]
-    assert "glue/rte" in found.missing
+    assert list(found.tasks) == ["tiny/sst2"]
+    assert "tiny/rte" in found.missing
     with pytest.raises(
-        evaluate.EvaluationError, match="'glue/rte' is classification, the head of 'dream'"
+        evaluate.EvaluationError, match="'tiny/rte' is classification, the head of 'tiny/dream'"
     ):
-        make(model, vocabulary, tasks["rte"], head="dream")
+        make(model, vocabulary, tasks["rte"], head="tiny/dream")
     with pytest.raises(evaluate.EvaluationError, match="lacks"):
-        make(model, vocabulary, tasks["rte"], head="glue/sst2")
-    with pytest.raises(evaluate.EvaluationError, match="did you mean 'glue/mnli'"):
-        make(model, vocabulary, tasks["rte"], head="glue/mnl")
+        make(model, vocabulary, tasks["rte"], head="tiny/sst2")
+    with pytest.raises(evaluate.EvaluationError, match="did you mean 'tiny/mnli'"):
+        make(model, vocabulary, tasks["rte"], head="tiny/mnl")
 
 
 def test_labels_are_matched_by_name():
@@ -345,17 +350,19 @@ def test_labels_are_matched_by_name():
     answer = head_tasks.answer_of(heads, RECORDS["pairs"], "anli")
     assert answer.columns == ((2,), (1,), (0,))
     assert answer.logits(np.array([1.0, 2.0, 3.0])).tolist() == [3.0, 2.0, 1.0]
-    numbered = [head("glue/sst2", "classification", ("LABEL_0", "LABEL_1"))]
+    numbered = [head("tiny/sst2", "classification", ("LABEL_0", "LABEL_1"))]
     assert head_tasks.answer_of(numbered, RECORDS["sst"]).columns is None
 
 
 def test_broken_weights_are_an_error(tasks, model, vocabulary):
     broken = jax.tree.map(lambda x: x * np.nan, model[1])
     with pytest.raises(
-        evaluate.EvaluationError, match=r"'glue/sst2', row 0: an output is not finite"
+        evaluate.EvaluationError, match=r"'tiny/sst2', row 0: an output is not finite"
     ):
         make(model, vocabulary, tasks["sst"])(broken)
-    with pytest.raises(evaluate.EvaluationError, match=r"'names', row 0: an output is not finite"):
+    with pytest.raises(
+        evaluate.EvaluationError, match=r"'tiny/names', row 0: an output is not finite"
+    ):
         make(model, vocabulary, tasks["tagged"])(broken)
 
 
@@ -367,3 +374,42 @@ def test_rows_of_processes_are_put_together(monkeypatch):
     pack = lambda rows: [tuple(vars(row).values()) for row in rows]  # noqa: E731
     monkeypatch.setattr(processes, "tell", lambda mine, what: [mine, pack(parts[1])])
     assert classify.exchange_answers(parts[0]) == parts[0] + parts[1]
+
+
+def test_a_t5_has_no_heads(tasks):
+    network = models.build(cfg.Model(d_model=8, num_layers=1, num_heads=2, vocab_size=16))
+    with pytest.raises(evaluate.EvaluationError, match="needs a multitask encoder"):
+        make((network, None), None, tasks["sst"])
+
+
+MODULE = """
+from t0jax.data.structured.source import add_task
+from t0jax.data.sources import add_mixture
+from test_classify_evaluator import RECORDS
+names = [add_task(RECORDS[name], f"several_{name}").name for name in ("sst", "score", "moods", "quiz", "tagged")]
+add_mixture("several", dict.fromkeys(names, 1.0))
+"""
+
+
+@pytest.mark.slow
+def test_processes_find_what_one_does(model, vocabulary, tmp_path, monkeypatch):
+    """Each reads and scores its own rows."""
+    for dataset, rows in datasets().items():
+        write_rows(tmp_path / "data", dataset, "validation", rows)
+    (tmp_path / "several_tasks.py").write_text(MODULE)
+    checkpoint.save_model(tmp_path / "model", model[1], model[0].config, vocabulary)
+    path = [str(tmp_path), str(clusters.REPOSITORY), str(clusters.REPOSITORY / "tests")]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path))
+    monkeypatch.setenv("T0JAX_DATA_DIR", str(tmp_path / "data"))
+    command = ["-m", "scripts.evaluate", "--model", str(tmp_path / "model"), "--mixture", "several"]
+    command += ["--module", "several_tasks", "--evaluate.max_input_length", "40"]
+    found = []
+    for processes_, devices in ((1, 2), (2, 1)):
+        out = tmp_path / str(processes_)
+        clusters.finish(clusters.start([*command, "--output", str(out)], processes_, devices))
+        content = json.loads((out / "results.json").read_text())
+        for entry in content["tasks"].values():
+            del entry["seconds"]
+        found.append((content, {f.name: f.read_text() for f in (out / "scores").iterdir()}))
+    assert len(found[0][0]["tasks"]) == 5
+    assert found[0] == found[1]

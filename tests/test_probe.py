@@ -3,6 +3,7 @@
 import json
 
 import jax
+import multitask_models as tiny_models
 import numpy as np
 import pytest
 
@@ -11,7 +12,6 @@ from t0jax import models, probe, sharding
 from t0jax.data.structured.pieces import PairPieces
 from t0jax.data.structured.records import Classification
 from t0jax.data.structured.rows import StructuredRows
-from tests import multitask_models as tiny_models
 
 
 def features(rows=300, width=12, classes=3, seed=0):
