@@ -1,6 +1,6 @@
 """Multitask training steps: with few tasks and with many, and beside a plain torch loop in tasknet's regime.
 
-    T0JAX_DATA_DIR=... python -m scripts.bench multitask --config configs/tasksource_small_local.yaml --against torch
+    T0JAX_DATA_DIR=... python -m scripts.bench multitask --config configs/tasksource_small_local.yaml --what torch
 
 tasks   the same rows as examples of 2 tasks and of `--many`, every task with weights of its own: steps a second
 torch   training examples a second on the recipe's mixture. Ours: the trainer's own batches, of any tasks, in length
