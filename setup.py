@@ -44,7 +44,7 @@ TEST = [
 
 setup(
     name="t0jax",
-    version="0.4.0",
+    version="0.5.0",
     description="Prompted multitask training and scoring in JAX: T0, FLIPPED and tasksource",
     long_description=Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",

@@ -1,3 +1,3 @@
 """t0jax: prompted multitask training and scoring in JAX (T0, FLIPPED, tasksource)."""
 
-__version__ = "0.4.0"
+__version__ = "0.5.0"

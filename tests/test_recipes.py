@@ -37,7 +37,7 @@ MIXTURES = {
     "t0p": ("t0+_train", 392), "t0pp": ("t0++_train", 464), "t0_single_prompt": ("t0_train_one_og_prompt", 35),
     "t0_original_task_only": ("t0_train_all_og_prompts", 222), "t0_local": ("t0_train", 313),
     "finetune": ("rotten_tomatoes_all_prompts", 10), "toy": ("toy_train", 53), "toy_flipped": ("toy_flipped_train", 48),
-    "tasksource_base": ("tasksource_train", 196), "tasksource_small_local": ("tasksource_local", 10),
+    "tasksource_base": ("tasksource_train", 196), "tasksource_small_local": ("tasksource_local_heldout", 8),
     "finetune_encoder": ("glue_rte", 1),
     **dict.fromkeys(("flipped_3b", "flipped_11b", "direct_3b", "channel_3b"), ("flipped_train", 140)),
 }  # fmt: skip
