@@ -87,12 +87,22 @@ def make_plan(
     """
     place = _find(name)
     config = with_whole_mesh(programs.adopt_architecture(config), place)
+    _check_architecture(config, job == "train" and place.compiles)
     if job == "train":
         mesh = analytic.abstract_mesh(*dataclasses.astuple(config.mesh))
         sharding.check_rows(config.data.batch_size, config.train.grad_accumulation, mesh)
     if place.compiles:
         return _compiled_plan(config, place, job, price, say)
     return _analytic_plan(config, place, job, price)
+
+
+def _check_architecture(config: Config, step_compiled: bool) -> None:
+    """What is arithmetic, and scoring, is T5's."""
+    if config.model.architecture != "t5" and not step_compiled:
+        raise PlanError(
+            f"model.architecture {config.model.architecture}: only its training step can be planned, and only by a "
+            "compiler; give a TPU topology (v5e:4x4) or cpu:N, without --job evaluate and --search"
+        )
 
 
 def _find(name: str) -> Topology:
@@ -193,6 +203,7 @@ def find_settings(
     """
     place = _find(name)
     config = programs.adopt_architecture(config)
+    _check_architecture(config, False)
     ordered = search.candidates(config, place, job)
     say(f"{len(ordered)} settings may fit {place.name} by arithmetic")
 
@@ -349,7 +360,7 @@ def _recipe_rows(plan: Plan) -> Rows:
 def _evaluations(plan: Plan) -> Rows:
     """How often a run evaluates and what a thousand inputs take; how many there are, only the data say."""
     settings, mixture = plan.config.train, plan.config.data.eval_mixture
-    if plan.job != "train" or not mixture:
+    if plan.job != "train" or not mixture or plan.config.model.architecture != "t5":
         return []
     count = -(-settings.steps // settings.eval_every) if settings.eval_every else 1
     ways = plan.config.mesh.data * plan.config.mesh.fsdp

@@ -28,15 +28,30 @@ NAMES = {
 """Last part of a published model's name -> its size."""
 
 
+DEBERTA_SIZES = {
+    "xsmall": (384, 1536, 6, 12), "small": (768, 3072, 12, 6), "base": (768, 3072, 12, 12),
+    "large": (1024, 4096, 16, 24),
+}  # fmt: skip
+"""DeBERTa-v3: d_model, d_ff, num_heads, num_layers (https://huggingface.co/microsoft/deberta-v3-base and its sizes)."""
+
+NOMINAL_HEADS = (
+    *(config_lib.Head(f"task {n}", "classification", ("a", "b", "c")) for n in range(600)),
+    config_lib.Head("questions", "multiple_choice"),
+)
+"""Of a plan, which opens no data: weights of their own for 600 tasks of three labels, and multiple choice."""
+
+
 def adopt_architecture(config: Config) -> Config:
     """The configuration with the architecture of `train.init_checkpoint`: read there, or known by its name.
+
+    A DeBERTa gets `NOMINAL_HEADS`.
 
     Raises:
         PlanError: it is neither here nor a published model.
     """
     start = config.train.init_checkpoint
     if not start:
-        return config
+        return _with_heads(config)
     path = Path(start)
     if path.exists():
         hugging_face = checkpoint.is_hugging_face(path)
@@ -44,12 +59,28 @@ def adopt_architecture(config: Config) -> Config:
     elif path.name in NAMES:
         d_model, d_ff, heads, layers = SIZES[NAMES[path.name]]
         own = config_lib.Model(d_model=d_model, d_ff=d_ff, num_heads=heads, num_layers=layers)
+    elif path.name.startswith("deberta-v3-") and path.name.split("-")[2] in DEBERTA_SIZES:
+        d_model, d_ff, heads, layers = DEBERTA_SIZES[path.name.split("-")[2]]
+        own = config_lib.Model(
+            architecture="deberta", vocab_size=128_100, d_model=d_model, d_ff=d_ff, num_heads=heads,
+            num_layers=layers,
+        )  # fmt: skip
     else:
         raise PlanError(
             f"train.init_checkpoint {start} is not here and {path.name!r} is no model whose shape is known "
-            f"({', '.join(NAMES)}); set it to '' and give model.d_model, model.d_ff, ..."
+            f"({', '.join(NAMES)}, deberta-v3-{'|'.join(DEBERTA_SIZES)}); set it to '' and give model.d_model, "
+            "model.d_ff, ..."
         )
-    return dataclasses.replace(config, model=config_lib.with_compute(own, config.model))
+    return _with_heads(
+        dataclasses.replace(config, model=config_lib.with_compute(own, config.model))
+    )
+
+
+def _with_heads(config: Config) -> Config:
+    if config.model.architecture != "deberta":
+        return config
+    model = dataclasses.replace(config.model, heads=config.model.heads or NOMINAL_HEADS)
+    return dataclasses.replace(config, model=model)
 
 
 def lower(config: Config, mesh: jax.sharding.Mesh, job: Job) -> jax.stages.Lowered:
@@ -67,9 +98,18 @@ def _lower_step(config: Config, mesh: jax.sharding.Mesh) -> jax.stages.Lowered:
 
 
 def abstract_batch(config: Config, mesh: jax.sharding.Mesh) -> Batch:
-    """A batch as the loader gives it (`data.packing`), without its numbers."""
+    """A batch as the loader gives it (`data.packing`, `data.structured.encoding`), without its numbers."""
     data = config.data
     rows = data.batch_size
+    if config.model.architecture == "deberta":
+        numbers = ("task_ids", "item_ids", "label_ids")
+        tokens = ("encoder_input_tokens", "encoder_segment_ids")
+        return {
+            **_arrays(tokens, (rows, data.input_length), jnp.int32, mesh),
+            **_arrays(numbers, (rows,), jnp.int32, mesh),
+            **_arrays(["label_values"], (rows, 1), jnp.float32, mesh),
+            **_arrays(["loss_weights"], (rows,), jnp.float32, mesh),
+        }
     encoder = ("encoder_input_tokens", "encoder_segment_ids", "encoder_positions")
     decoder = (
         *("decoder_input_tokens", "decoder_target_tokens"),
