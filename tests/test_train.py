@@ -193,7 +193,7 @@ def kept(run_dir):
 
 def test_the_best_checkpoint_is_kept_and_exported(scored):
     run_dir, said = scored
-    assert "best: step 4, 0.7500 in the mean over the prompts of toy_eval_score_eval" in said
+    assert "best: step 4, 0.7500 in the mean over toy_eval_score_eval" in said
     assert kept(run_dir) == [4, 6]
     assert_same_params(run_dir / "hf", run_dir / "checkpoints" / "4")
     shutil.rmtree(run_dir / "hf")
