@@ -188,6 +188,20 @@ def test_every_row_of_an_epoch_comes_once_and_none_waits_too_long(data, buckets)
         assert {row for of, epoch, row in draws if (of, epoch) == (task, 3)} == set(range(size))
 
 
+@pytest.mark.parametrize(("only", "sizes"), [(0, [24]), (1, [16]), (None, [24, 16, 60])])
+def test_an_epoch_of_a_task_ends_before_its_next_begins(data, only, sizes):
+    order = dataclasses.replace(stream_of(data), only=only).order()
+    blocks = [order.block(number) for number in range(2)]
+    assert len({tuple(block.task[:20]) for block in blocks}) == len(blocks) or only is not None
+    for task, size in enumerate(sizes):
+        rows = np.concatenate([block.row[block.task == task] for block in blocks])
+        epochs = rows[: len(rows) // size * size].reshape(-1, size)
+        assert len(epochs) > 50
+        np.testing.assert_array_equal(
+            np.sort(epochs, axis=1), np.tile(np.arange(size), (len(epochs), 1))
+        )
+
+
 def test_short_texts_are_not_padded_to_the_longest(data):
     def padding(**changes):
         batches = take(make(data, **changes), 60)
@@ -222,6 +236,7 @@ def test_rows_left_out_do_not_thin_a_task(data):
         task.rows, record=dataclasses.replace(task.rows.record, where=_is_news)
     )
     kept = multitask._make_task(rows, 1.0, data)
+    assert (rows.training_rows(), rows.training_rows(4)) == (30, 4)
     assert (kept.length, kept.rate) == (30, 30.0)
     assert kept.chosen.tolist() == list(range(0, 60, 2))
     few = multitask._make_task(rows, 1.0, dataclasses.replace(data, num_shots=4))
@@ -242,7 +257,7 @@ def _is_news(row):
 
 def test_few_shots_are_the_same_rows_in_every_epoch(data):
     loader = make(data, mixture="topics", num_shots=5)
-    rows = {row.tobytes() for b in take(loader, 5) for row in b["encoder_input_tokens"][:, :8]}
+    rows = {row.tobytes() for b in take(loader, 12) for row in b["encoder_input_tokens"][:, :8]}
     assert len(rows) == 5
 
 

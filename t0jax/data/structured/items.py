@@ -83,7 +83,8 @@ class ItemStream:
         tasks = [self.tasks[number] for number in self.numbers()]
         names = [task.name for task in tasks]
         rates = [task.rate for task in tasks]
-        return MixtureOrder(names, [task.length for task in tasks], rates, self.data.seed)
+        lengths = [task.length for task in tasks]
+        return MixtureOrder(names, lengths, rates, self.data.seed, in_turn=True)
 
     def read(self, places: Sequence[Place], draws: Draws) -> list[Drawn]:
         """The items of some draws; those without an example are left out.

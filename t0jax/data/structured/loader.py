@@ -21,7 +21,6 @@ from t0jax.data.reading import Batch
 from t0jax.data.registry import find_tasks
 from t0jax.data.rows import DataUnavailable, SplitUnavailable
 from t0jax.data.shares import weight
-from t0jax.data.shots import draw_shots
 from t0jax.data.structured.assembly import Layout, Mixed, Placed, SingleTask, Source
 from t0jax.data.structured.encoding import rows_to_batch
 from t0jax.data.structured.fields import described
@@ -35,12 +34,12 @@ from t0jax.data.structured.items import (
     read_texts,
 )
 from t0jax.data.structured.pieces import PairPieces
-from t0jax.data.structured.records import Record, RecordError
+from t0jax.data.structured.records import Record
 from t0jax.data.structured.rows import StructuredRows
 
 log = logging.getLogger("t0jax")
 
-ORDER_VERSION = 1
+ORDER_VERSION = 2
 """Raised with every change of the code after which the same settings give other batches."""
 
 
@@ -277,28 +276,11 @@ def _first_split(
 
 
 def _make_task(rows: StructuredRows, rate: float, data: config.Data) -> StructuredTask:
-    chosen = _chosen(rows, data)
+    chosen = rows.chosen(data.num_shots)
     length = len(rows) if chosen is None else len(chosen)
     rate = weight(data, rate, length)
     identity = (rows.split_in_data, *_identity(rows.record), *rows.data_sizes())
     return StructuredTask(rows, length, rate, chosen, identity)
-
-
-def _chosen(rows: StructuredRows, data: config.Data) -> np.ndarray | None:
-    """The rows that are read: those that `where` keeps, or `data.num_shots` of them; None for all.
-
-    Raises:
-      RecordError: none is kept.
-    """
-    kept = rows.kept()
-    if kept is not None and not len(kept):
-        raise RecordError(rows.record.name, None, f"its `where` leaves out all {len(rows)} rows")
-    length = len(rows) if kept is None else len(kept)
-    where = f"{rows.record.name}/{rows.split_in_data}"
-    shots = np.array(draw_shots(where, length, data.num_shots, data.seed), np.int32)
-    if not len(shots):
-        return kept
-    return shots if kept is None else kept[shots]
 
 
 def _identity(record: Record) -> Iterator[str]:
