@@ -113,7 +113,7 @@ class StructuredRows:
         return np.array(kept, np.int32)
 
     def chosen(self, num_shots: int = 0) -> np.ndarray | None:
-        """int32 numbers of the rows that training reads: all that `where` keeps, or `num_shots` of them; None: every row.
+        """int32 numbers of the rows that training reads: those `where` keeps, or `num_shots` of them; None: every row.
 
         Raises:
           RecordError: none is kept, or `where` fails.
