@@ -63,12 +63,14 @@ class StructuredRows:
           DataUnavailable, DataError: as `open_rows`.
           RecordError: a column is not there.
         """
-        rows = self.record.open(self._part.split, self.local_dir)
-        columns = self.record.columns
+        return self._select(self.record.open(self._part.split, self.local_dir), self.record.columns)
+
+    def _select(self, rows: Rows, columns: frozenset[str] | None) -> Rows:
         try:
             return rows if columns is None else rows.select(sorted(columns), self.spec)
         except DataError as error:
-            raise RecordError(self.record.name, 0, str(error)) from error
+            reason = str(error).removeprefix(f"{rows.name}: ")
+            raise RecordError(self.record.name, None, reason) from error
 
     def open(self) -> "StructuredRows":
         """Itself, with the data opened; raises as `rows`."""
@@ -102,8 +104,7 @@ class StructuredRows:
         where = self.record.where
         if where is None:
             return None
-        columns = columns_of(where)
-        rows = self.rows if columns is None else self.rows.select(sorted(columns))
+        rows = self._select(self.rows, columns_of(where))
         kept = []
         for i, number in enumerate(self._numbers):
             try:

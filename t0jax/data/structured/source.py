@@ -7,9 +7,10 @@ The tasks are ordinary seqio tasks of text features, the same for all kinds so t
 of what is right. Readers that need no TensorFlow take the rows themselves: `StructuredSource.rows(split)`.
 """
 
+import dataclasses
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ import seqio
 import tensorflow as tf
 
 from t0jax.data.rows import DatasetSpec, DataUnavailable
+from t0jax.data.structured.fields import described, shown
 from t0jax.data.structured.records import SPLITS, Example, Record, RecordError
 from t0jax.data.structured.rows import StructuredRows
 
@@ -135,17 +137,32 @@ def add_task(
     other = _same_id(record.name) or name
     if other in seqio.TaskRegistry.names():
         task = seqio.TaskRegistry.get(other)
-        if task.source != source or task.name != name:
+        found = list(_differences(task.source, source))
+        found += [f"seqio's name {task.name!r}, here {name!r}"] * (task.name != name)
+        if found:
             raise RecordError(
                 record.name,
                 None,
-                f"the id is taken: task {other!r} is registered as {task.source}; give the record another `name`",
+                f"the id is taken: task {other!r} has {'; '.join(found)}; give the record another `name`",
             )
         return task
     _NAMES[record.name] = name
     return seqio.TaskRegistry.add(
         name, source=source, preprocessors=[], output_features=_features(), metric_fns=[]
     )
+
+
+def _differences(there: Any, here: StructuredSource) -> Iterator[str]:
+    """What a registered source has otherwise than one that is to be, field by field."""
+    if not isinstance(there, StructuredSource) or there.record.kind != here.record.kind:
+        yield f"{there}"
+        return
+    names = [part.name for part in dataclasses.fields(here.record)]
+    pairs = [(n, getattr(there.record, n, None), getattr(here.record, n)) for n in names]
+    pairs += [(n, getattr(there, n), getattr(here, n)) for n in ("local_dir", "seed")]
+    for name, one, other in pairs:
+        if described(one) != described(other):
+            yield f"{name} {shown(one)}, here {shown(other)}"
 
 
 def _same_id(task_id: str) -> str | None:
