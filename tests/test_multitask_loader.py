@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from structured_data import Choices, Tags, Topic, write_mixed_data, write_rows
 
+from scripts import records
 from t0jax import config
 from t0jax.data import loader as loader_lib
 from t0jax.data.reading import ReadError
@@ -344,6 +345,21 @@ def test_what_stops_training_is_told_when_it_is_opened_and_listed_row_by_row(dat
     with_ghosts = multitask.check_rows(dataclasses.replace(worse, available_only=False))
     assert {task for task, *_ in with_ghosts} == {"badly", "early", "ghosts", "mute"}
     assert list(multitask.check_rows(data)) == []
+
+
+def test_the_script_lists_tasks_and_what_is_wrong_with_their_rows(data, capsys):
+    def run(command, mixture, *flags):
+        status = records.main([command, "--mixture", mixture, "--module", "json", *flags])
+        return status, [re.split("  +", line) for line in capsys.readouterr().out.splitlines()]
+
+    status, lines = run("list", "mt_some", "--data")
+    assert (status, lines[1:]) == (
+        0,
+        [["ghosts", "classification", "?", "?", "?"], ["topics", "classification", "60", "7", "?"]],
+    )
+    status, lines = run("check", "mt_worse", "--available_only")
+    assert (status, lines[0][:2], lines[-1]) == (1, ["badly", str(UNTRIED)], ["4 found"])
+    assert run("check", "mt_all") == (0, [["no row is wrong"]])
 
 
 def test_a_position_of_other_tasks_is_refused_by_their_names(data):
