@@ -17,6 +17,7 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
+from t0jax.data.elements import row_numbers
 from t0jax.data.rows import DatasetSpec, DataUnavailable
 from t0jax.data.structured.fields import described, shown
 from t0jax.data.structured.records import SPLITS, Example, Record, RecordError
@@ -89,13 +90,10 @@ class StructuredSource(seqio.DataSource):
         use_cached: bool = False,
         num_epochs: int | None = 1,
     ) -> tf.data.Dataset:
-        """Elements of a shard, which takes every `num_shards`-th row; a shuffle is over all of them."""
+        """Elements of a shard, by `elements.row_numbers`."""
         del sequence_length, use_cached, num_epochs
         rows = self.rows(split)
-        start, step = (shard_info.index, shard_info.num_shards) if shard_info else (0, 1)
-        numbers = tf.data.Dataset.range(start, len(rows), step)
-        if shuffle:
-            numbers = numbers.shuffle(max(1, -(-len(rows) // step)), seed=seed)
+        numbers = row_numbers(len(rows), shuffle, seed, shard_info)
         read = functools.partial(_read, rows)
 
         def element(number: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -132,7 +130,7 @@ def add_task(
     Raises:
       RecordError: the id, or the name in seqio, is taken by another task.
     """
-    name = name or re.sub(r"[^\w.:]", "_", record.name)
+    name = name or seqio_name(record)
     source = StructuredSource(record, local_dir=local_dir, seed=seed)
     other = _same_id(record.name) or name
     if other in seqio.TaskRegistry.names():
@@ -150,6 +148,11 @@ def add_task(
     return seqio.TaskRegistry.add(
         name, source=source, preprocessors=[], output_features=_features(), metric_fns=[]
     )
+
+
+def seqio_name(record: Record) -> str:
+    """The record's id with seqio's letters alone."""
+    return re.sub(r"[^\w.:]", "_", record.name)
 
 
 def _differences(there: Any, here: StructuredSource) -> Iterator[str]:
