@@ -29,7 +29,7 @@ def listing(data: config.Data, count: bool) -> Iterator[list[str]]:
     names = list(find_tasks(data))
     import seqio  # after the tasks' modules, which import it quietly
 
-    sources = [seqio.TaskRegistry.get(name).source for name in names]
+    sources: list[Any] = [seqio.TaskRegistry.get(name).source for name in names]
     yield ["task", "kind", "train", "validation", "test", "differs"]
     for source in sorted(sources, key=lambda source: source.record.name):
         record = source.record

@@ -362,6 +362,11 @@ def test_the_script_lists_tasks_and_what_is_wrong_with_their_rows(data, capsys):
     assert run("check", "mt_all") == (0, [["no row is wrong"]])
 
 
+def test_readers_that_single_tasks_do_not_use_are_told(data, caplog):
+    make(data, batching="single_task", workers=2)
+    assert "data.workers 2 plays no part" in caplog.text
+
+
 def test_a_position_of_other_tasks_is_refused_by_their_names(data):
     saved = make(data).state()
     with pytest.raises(

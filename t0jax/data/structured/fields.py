@@ -230,7 +230,7 @@ def described(value: Any) -> str:
         bound = f" of {described(value.__self__)}" if inspect.ismethod(value) else ""
         return f"{value.__module__}.{value.__qualname__}{_code(value)}{bound}"
     if callable(value):
-        return f"{type(value).__module__}.{type(value).__qualname__}{described(vars(value))}"
+        return f"{type(value).__module__}.{type(value).__qualname__}{described(getattr(value, '__dict__', {}))}"
     return repr(value)
 
 

@@ -28,6 +28,14 @@ Place = int
 """Of a draw: its block and its number in it."""
 
 
+def lists_all(data: config.Data) -> str:
+    """The way to all rows that cannot be read, for messages that name one."""
+    modules = f" --module {','.join(data.modules)}" if data.modules else ""
+    return (
+        f"`python -m scripts.records check --mixture {data.mixture}{modules}` lists all such rows"
+    )
+
+
 @dataclass(frozen=True)
 class StructuredTask:
     """One task of a mixture; picklable.
@@ -104,7 +112,7 @@ class ItemStream:
         try:
             return self.tasks[task].rows[row if chosen is None else int(chosen[row])]
         except config.UserError as error:
-            raise ReadError(str(error)) from error
+            raise ReadError(f"{error}; {lists_all(self.data)}") from error
 
 
 class ChunkReader:

@@ -32,6 +32,7 @@ from t0jax.data.structured.items import (
     Place,
     Readers,
     StructuredTask,
+    lists_all,
     read_texts,
 )
 from t0jax.data.structured.pieces import PairPieces
@@ -260,7 +261,7 @@ def open_tasks(data: config.Data) -> list[StructuredTask]:
             wrong.append(error)
     report(data, missing, len(rates))
     if wrong:
-        raise _told_together(wrong, data.mixture)
+        raise _told_together(wrong, data)
     return sorted(opened, key=lambda task: task.name)
 
 
@@ -280,14 +281,13 @@ def _open_rows(source: Any, data: config.Data) -> StructuredRows:
     return rows
 
 
-def _told_together(wrong: Sequence[RecordError], mixture: str) -> RecordError:
+def _told_together(wrong: Sequence[RecordError], data: config.Data) -> RecordError:
     first, *others = wrong
     names = ", ".join(repr(error.task) for error in others[:_SHOWN]) + ", ..." * (
         len(others) > _SHOWN
     )
     also = f"; {len(others)} more cannot be read: {names}" if others else ""
-    way_out = f"`python -m scripts.records check --mixture {mixture}` lists all such rows"
-    return RecordError(first.task, first.row, f"{first.reason}{also}; {way_out}")
+    return RecordError(first.task, first.row, f"{first.reason}{also}; {lists_all(data)}")
 
 
 def check_rows(data: config.Data) -> Iterator[tuple[str, int | None, str]]:
