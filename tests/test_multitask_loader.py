@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from structured_data import Choices, Tags, Topic, write_mixed_data, write_rows
 
+from scripts import records
 from t0jax import config
 from t0jax.data import loader as loader_lib
 from t0jax.data.reading import ReadError
@@ -32,8 +33,10 @@ MIXTURES = {
     "mt_all": ("topics", "questions", "tagged"),
     "mt_some": ("topics", "ghosts"),
     "mt_bad": ("badly",),
-    "mt_mute": ("mute",),
+    "mt_worse": ("topics", "badly", "mute", "early", "ghosts"),
 }
+UNTRIED = 5
+"""A row of sixty that opening does not read."""
 
 
 @pytest.fixture(scope="module")
@@ -45,11 +48,15 @@ def data(tmp_path_factory):
 
     root = tmp_path_factory.mktemp("multitask")
     write_mixed_data(root)
-    label = [{"text": f"b{i}", "label": 3 if i == 4 else -1} for i in range(6)]
-    write_rows(root, "badly", "train", label)
-    write_rows(root, "mute", "train", label[:3])
+    hidden = [{"text": f"b{i}", "label": -1} for i in range(60)]
+    bad = {"text": "b", "label": 3}
+    assert UNTRIED not in np.linspace(0, 59, multitask.PROBED).astype(int)
+    told = [{"text": "b0", "label": 1}, *hidden[1:]]
+    write_rows(root, "badly", "train", [*told[:UNTRIED], bad, *told[UNTRIED + 1 :]])
+    write_rows(root, "early", "train", [*told[:2], bad, bad])
+    write_rows(root, "mute", "train", hidden)
     records = [Topic(), Choices(), Tags()]
-    records += [Topic(dataset=name) for name in ("ghosts", "badly", "mute")]
+    records += [Topic(dataset=name) for name in ("ghosts", "badly", "mute", "early")]
     names = [add_task(record).name for record in records]
     for name, tasks in MIXTURES.items():
         sources.add_mixture(name, dict.fromkeys(tasks, 1.0))
@@ -188,6 +195,20 @@ def test_every_row_of_an_epoch_comes_once_and_none_waits_too_long(data, buckets)
         assert {row for of, epoch, row in draws if (of, epoch) == (task, 3)} == set(range(size))
 
 
+@pytest.mark.parametrize(("only", "sizes"), [(0, [24]), (1, [16]), (None, [24, 16, 60])])
+def test_an_epoch_of_a_task_ends_before_its_next_begins(data, only, sizes):
+    order = dataclasses.replace(stream_of(data), only=only).order()
+    blocks = [order.block(number) for number in range(2)]
+    assert len({tuple(block.task[:20]) for block in blocks}) == len(blocks) or only is not None
+    for task, size in enumerate(sizes):
+        rows = np.concatenate([block.row[block.task == task] for block in blocks])
+        epochs = rows[: len(rows) // size * size].reshape(-1, size)
+        assert len(epochs) > 50
+        np.testing.assert_array_equal(
+            np.sort(epochs, axis=1), np.tile(np.arange(size), (len(epochs), 1))
+        )
+
+
 def test_short_texts_are_not_padded_to_the_longest(data):
     def padding(**changes):
         batches = take(make(data, **changes), 60)
@@ -222,6 +243,7 @@ def test_rows_left_out_do_not_thin_a_task(data):
         task.rows, record=dataclasses.replace(task.rows.record, where=_is_news)
     )
     kept = multitask._make_task(rows, 1.0, data)
+    assert (rows.training_rows(), rows.training_rows(4)) == (30, 4)
     assert (kept.length, kept.rate) == (30, 30.0)
     assert kept.chosen.tolist() == list(range(0, 60, 2))
     few = multitask._make_task(rows, 1.0, dataclasses.replace(data, num_shots=4))
@@ -242,20 +264,13 @@ def _is_news(row):
 
 def test_few_shots_are_the_same_rows_in_every_epoch(data):
     loader = make(data, mixture="topics", num_shots=5)
-    rows = {row.tobytes() for b in take(loader, 5) for row in b["encoder_input_tokens"][:, :8]}
+    rows = {row.tobytes() for b in take(loader, 12) for row in b["encoder_input_tokens"][:, :8]}
     assert len(rows) == 5
 
 
-def test_records_heads_and_vocabulary_of_a_mixture(data):
+def test_heads_and_vocabulary_of_a_mixture(data):
     heads = loader_lib.find_heads(data)
     assert [head.task for head in heads] == ["questions", "tagged", "topics"]
-    found = loader_lib.find_records("mt_all", data, "test,validation")
-    assert [(name, len(rows)) for name, _, rows in found] == [
-        ("questions", 7),
-        ("tagged", 7),
-        ("topics", 7),
-    ]
-    assert len(found[0][2][3].texts) == 5  # all options
     path = loader_lib.find_vocabulary(data)
     assert loader_lib.vocabulary_size(data, path) == PairPieces(path).size == 41
     assert loader_lib.added_ids(data) == 1
@@ -300,7 +315,7 @@ def test_seqio_users_read_the_texts(data):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_bad_row_stops_reading_with_its_task_and_number(data, workers):
-    message = "^task 'badly', row 4: label 3 is outside the 2 declared labels"
+    message = f"^task 'badly', row {UNTRIED}: label 3 is outside the 2 declared labels"
     with make(data, mixture="mt_bad", workers=workers) as loader:
         with pytest.raises(ReadError, match=message):
             next(loader)
@@ -308,11 +323,62 @@ def test_a_bad_row_stops_reading_with_its_task_and_number(data, workers):
             next(loader)
 
 
-def test_a_task_without_labels_does_not_read_for_ever(data):
-    with pytest.raises(
-        ReadError, match="task 'mute' gave no example in 2,000 draws: its rows tell"
+def test_what_stops_training_is_told_when_it_is_opened_and_listed_row_by_row(data):
+    for mixture, reason in (
+        ("mute", "task 'mute': none of the 60 rows looked at gives an example"),
+        ("early", "task 'early', row 2: label 3 is outside"),
     ):
-        next(make(data, mixture="mt_mute"))
+        with pytest.raises(RecordError, match=reason):
+            make(data, mixture=mixture)
+    worse = dataclasses.replace(data, mixture="mt_worse", available_only=True)
+    with pytest.raises(
+        RecordError, match=r"'early', row 2: .*; 1 more cannot be read: 'mute'; `.* mt_worse` lists"
+    ):
+        loader_lib.find_heads(worse)
+    found = list(multitask.check_rows(worse))
+    assert [one[:2] for one in found] == [
+        ("badly", UNTRIED),
+        ("early", 2),
+        ("early", 3),
+        ("mute", None),
+    ]
+    with_ghosts = multitask.check_rows(dataclasses.replace(worse, available_only=False))
+    assert {task for task, *_ in with_ghosts} == {"badly", "early", "ghosts", "mute"}
+    assert list(multitask.check_rows(data)) == []
+
+
+def test_the_script_lists_tasks_and_what_is_wrong_with_their_rows(data, capsys):
+    def run(command, mixture, *flags):
+        status = records.main([command, "--mixture", mixture, "--module", "json", *flags])
+        return status, [re.split("  +", line) for line in capsys.readouterr().out.splitlines()]
+
+    status, lines = run("list", "mt_some", "--data")
+    assert (status, lines[1:]) == (
+        0,
+        [["ghosts", "classification", "?", "?", "?"], ["topics", "classification", "60", "7", "?"]],
+    )
+    status, lines = run("check", "mt_worse", "--available_only")
+    assert (status, lines[0][:2], lines[-1]) == (1, ["badly", str(UNTRIED)], ["4 found"])
+    assert run("check", "mt_all") == (0, [["no row is wrong"]])
+
+
+def test_readers_that_single_tasks_do_not_use_are_told(data, caplog):
+    make(data, batching="single_task", workers=2)
+    assert "data.workers 2 plays no part" in caplog.text
+
+
+def test_a_position_of_other_tasks_is_refused_by_their_names(data):
+    saved = make(data).state()
+    with pytest.raises(
+        config.ConfigError, match=r"2 tasks are no longer read: questions, tagged\. Go"
+    ):
+        make(data, mixture="topics").restore(saved)
+    saved["stream"]["tasks"]["tagged"] = "0"
+    with pytest.raises(config.ConfigError, match=r"1 task is changed .*: tagged\. .*or state"):
+        make(data).restore(saved)
+    saved["stream"] = {**saved["stream"], "structured order": 1, "tasks": "0"}
+    with pytest.raises(config.ConfigError, match="structured order was 1, is 2"):
+        make(data).restore(saved)
 
 
 def test_missing_data_is_told_in_one_table(data, caplog):
@@ -320,8 +386,6 @@ def test_missing_data_is_told_in_one_table(data, caplog):
     for read in (make, loader_lib.find_heads):
         with pytest.raises(DataUnavailable, match=table):
             read(dataclasses.replace(data, mixture="mt_some"))
-    with pytest.raises(DataUnavailable, match=table):
-        loader_lib.find_records("mt_some", data, "train")
     rest = dataclasses.replace(data, mixture="mt_some", available_only=True)
     assert [head.task for head in loader_lib.find_heads(rest)] == ["topics"]
     assert make(rest).tasks == ("topics",)
@@ -331,7 +395,10 @@ def test_a_task_id_is_taken_once(data):
     from t0jax.data.structured.source import add_task
 
     assert add_task(Topic()).name == "topics"
-    with pytest.raises(RecordError, match=r"^task 'topics': the id is taken: .* another `name`"):
+    taken = (
+        r"^task 'topics': the id is taken: .* labels \('news', 'sport'\), here \('sport', 'news'\)"
+    )
+    with pytest.raises(RecordError, match=taken):
         add_task(Topic(labels=("sport", "news")))
     with pytest.raises(RecordError, match=r"^task 'topics': the id is taken"):
         add_task(Topic(), "topics_again")
@@ -373,7 +440,11 @@ def test_mixtures_of_both_kinds_and_vocabularies_of_t5_are_refused(data, tmp_pat
     [
         ({"parts": 3}, "data.batch_size=16 must be a multiple of the 3 micro-batches"),
         ({"place": (0, 3)}, "data.batch_size=16 must be a multiple of the 3 processes"),
-        ({"parts": 8}, "a micro-batch of 2 rows .* cannot hold a question with data.max_choices=4"),
+        ({"parts": 8}, "a micro-batch of 2 rows .* data.max_choices=4 .*lower train.grad_acc"),
+        (
+            {"batch_size": 2},
+            "a micro-batch of 2 rows .* data.max_choices=4 .*raise data.batch_size",
+        ),
         ({"view": "channel"}, "data.view=channel is only for tasks of texts to texts"),
         ({"cache_dir": "x"}, "data.cache_dir=x is only for tasks of texts to texts"),
     ],
@@ -387,5 +458,5 @@ def test_a_position_of_another_stream_is_refused(data):
     state = make(data).state()
     with pytest.raises(config.ConfigError, match=r"data.seed was 0, is 1"):
         make(data, seed=1).restore(state)
-    with pytest.raises(config.ConfigError, match="tasks was"):
+    with pytest.raises(config.ConfigError, match="3 tasks are changed"):
         make(data, rate_cap=3).restore(state)

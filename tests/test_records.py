@@ -2,15 +2,19 @@
 
 import json
 import math
+import os
 import pickle
+import subprocess
+import sys
 from collections import Counter
+from functools import partial
 
 import pytest
 from structured_data import Choices, Tags, Topic
 
 from t0jax.config.heads import head_group
 from t0jax.data.rows import DatasetSpec, DataUnavailable
-from t0jax.data.structured.fields import constant, joined, letter, position
+from t0jax.data.structured.fields import constant, described, joined, letter, position
 from t0jax.data.structured.records import (
     Classification,
     MultipleChoice,
@@ -21,6 +25,18 @@ from t0jax.data.structured.rows import StructuredRows
 
 ROW = {"text": "a b", "other": "c", "label": 1, "options": ["x", "y", "z", "u", "v"], "right": 2}
 NLI = ("entailment", "neutral", "contradiction")
+
+
+def _gone(row):
+    return row["gone"]
+
+
+def _fails(row):
+    return 1 / 0
+
+
+def _part(row, column, number=0):
+    return row[column].split()[number]
 
 
 def test_a_row_becomes_the_pair_and_the_label_that_are_declared():
@@ -104,9 +120,13 @@ def test_words_keep_their_tags():
         (Topic(), {"text": "a"}, "no column 'label'; the data has 'text'"),
         (Topic(sentence2="hypothesis"), ROW, "no column 'hypothesis'"),
         (Topic(), {**ROW, "text": None}, "sentence1 is None, not a text; skip such rows"),
+        (Topic(sentence1="text"), {**ROW, "text": math.nan}, "sentence1 is nan, not a text"),
+        (Topic(sentence1=joined("text", "other")), {**ROW, "other": None}, "other is None, not"),
+        (Topic(sentence1=joined("text")), {**ROW, "text": ["a", math.nan]}, r"text\[1\] is nan"),
+        (Tags(), {"tokens": ["a", None], "tags": [0, 1]}, "token 1 is None, not a text"),
         (Topic(sentence1="text.en"), ROW, "text is 'a b', which has no '.en'"),
-        (Topic(label=lambda row: row["gone"]), ROW, "no column 'gone'"),
-        (Topic(label=lambda row: 1 / 0), ROW, "failed: ZeroDivisionError"),
+        (Topic(label=_gone), ROW, "no column 'gone'"),
+        (Topic(label=_fails), ROW, "failed: ZeroDivisionError"),
         (Topic(multilabel=True), ROW, "label 1 is not a list"),
         (Choices(), {**ROW, "right": 5}, "the right option is number 5 of 5, counted from 0 on"),
         (Choices(), {**ROW, "right": "C"}, "the right option is 'C', not a number; use `letter`"),
@@ -145,11 +165,52 @@ def test_a_bad_row_is_named_with_its_task_and_what_is_wrong(record, row, reason)
         (lambda: Topic(labels=(), scale=(1, 1)), "does not rise"),
         (lambda: Topic(splits=("train", "test")), "are not three"),
         (lambda: Choices(choices=("a",)), "are fewer than two"),
+        (lambda: Topic(label=lambda row: 1), "`label` holds .*<lambda>, which reader processes"),
+        (lambda: Topic(where=joined(partial(lambda row: 1))), "`where` holds .*<lambda>"),
+        (lambda: Choices(choices=("a", _closure(2))), "`choices` holds _closure.<locals>.inner"),
     ],
 )
 def test_a_declaration_that_contradicts_itself_is_refused(declare, reason):
     with pytest.raises(RecordError, match=f"^task '[a-z]+': .*{reason}"):
         declare()
+
+
+def _closure(number):
+    def inner(row):
+        return number
+
+    return inner
+
+
+def test_declarations_take_lists_and_partial_functions():
+    listed = Choices(choices=["text", "other"], label=0)
+    assert listed == Choices(choices=("text", "other"), label=0)
+    assert listed.example(ROW).texts == (("a b", "a b"), ("a b", "c"))
+    second = Topic(sentence1=partial(_part, column="text", number=1))
+    assert second.columns is None
+    assert pickle.loads(pickle.dumps(second)).example(ROW).texts == (("b", None),)
+
+
+DESCRIBE = """
+from functools import partial
+from t0jax.data.structured.fields import constant, described
+from held import keep
+print(described((constant({"b", "a", "c"}), partial(keep, n=1), {"x": keep}, len, bool)))
+"""
+
+
+def test_a_field_is_described_by_what_it_does_alike_in_every_process(tmp_path):
+    def say(text, seed):
+        (tmp_path / "held.py").write_text(text)
+        paths = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+        env = {**os.environ, "PYTHONPATH": paths, "PYTHONHASHSEED": seed}
+        command = [sys.executable, "-B", "-c", DESCRIBE]
+        return subprocess.run(command, env=env, check=True, capture_output=True).stdout
+
+    first = say("def keep(row, n):\n    return n\n", "1")
+    assert first == say("def keep(row, n):\n    # why\n    return n\n", "2")
+    assert first != say("def keep(row, n):\n    return n + 1\n", "1")
+    assert described(partial(_part, column="a")) != described(partial(_part, column="b"))
 
 
 def test_heads_share_by_the_words_of_their_labels():
@@ -179,7 +240,9 @@ def test_official_splits_are_kept_whole_and_others_are_told_missing(tmp_path, mo
     assert [dev[i] and dev[i].texts[0][0] for i in (0, 1, 30)] == [None, "row 1", "row 30"]
     with pytest.raises(DataUnavailable, match="no split 'test'; it has train, validation"):
         StructuredRows(record, "test").open()
-    with pytest.raises(RecordError, match=r"^task 'topics', row 0: .*no column 'gone'"):
+    with pytest.raises(
+        RecordError, match=r"^task 'topics': no column 'gone'; the data has 'text', 'label'$"
+    ):
         StructuredRows(Topic(dataset=spec, sentence1="gone"), "train").open()
     bad = Topic(dataset=spec, label="text")
     with pytest.raises(RecordError, match=r"^task 'topics', row 3: label 'row 3' is outside"):

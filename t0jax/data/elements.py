@@ -35,6 +35,18 @@ _RANK_LAYOUT = {
 _PAIR_LAYOUT = {"pair": (tf.string, ())}
 
 
+def row_numbers(
+    count: int, shuffle: bool, seed: int | None, shard: seqio.ShardInfo | None
+) -> tf.data.Dataset:
+    """The numbers of a shard's rows, every `num_shards`-th; a shuffle is over all of them.
+
+    The order lives in this range, so that the iterator's state can be saved.
+    """
+    start, step = (shard.index, shard.num_shards) if shard else (0, 1)
+    numbers = tf.data.Dataset.range(start, count, step)
+    return numbers.shuffle(max(1, -(-count // step)), seed=seed) if shuffle else numbers
+
+
 def read(
     numbers: tf.data.Dataset, rows: PromptedRows, view: views.View, *, rank: bool
 ) -> tf.data.Dataset:

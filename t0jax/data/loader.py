@@ -24,7 +24,6 @@ from t0jax.data.rows import DataUnavailable, PromptedRows
 from t0jax.data.shares import weight
 from t0jax.data.shots import draw_shots
 from t0jax.data.structured.loader import (
-    find_records,
     make_multitask_loader,
     structured_heads,
     structured_texts,
@@ -40,7 +39,6 @@ __all__ = [
     "added_ids",
     "draw_shots",
     "find_heads",
-    "find_records",
     "find_tasks",
     "find_vocabulary",
     "make_loader",

@@ -4,8 +4,10 @@ seqio repeats every task for ever and draws from the tasks in proportion to thei
 blocks. Block b takes from task t its draws number `C_t(b)` to `C_t(b + 1) - 1`, where `C_t(b)` is
 `floor(rate_t / total * b * BLOCK + phase_t)`: each task's share of every block is within one draw of its rate. Draw d
 of a task with n rows is row `shuffle(d mod n)` of epoch `d div n`, shuffled anew each epoch. A block's draws are
-put in random order. Nothing is remembered between places, so a stream starts anywhere at once, whatever the number of
-tasks, and shards of one stream (every V-th draw of each block) read the same epochs side by side.
+put in random order; `in_turn`, only the tasks are, and each task's own draws stand in their order, so that none of its
+rows comes again before all have come. Nothing is remembered between places, so a stream starts anywhere at once,
+whatever the number of tasks, and shards of one stream (every V-th draw of each block) read the same epochs side by
+side.
 
 All randomness is integer hashing written out below, so an order never depends on a library's version.
 """
@@ -40,9 +42,17 @@ class MixtureOrder:
     """The endless order of one mixture; see the module's text."""
 
     def __init__(
-        self, names: Sequence[str], lengths: Sequence[int], rates: Sequence[float], seed: int
+        self,
+        names: Sequence[str],
+        lengths: Sequence[int],
+        rates: Sequence[float],
+        seed: int,
+        *,
+        in_turn: bool = False,
     ):
         """A task's own order depends on its name, length and the seed, not on the other tasks.
+
+        `in_turn` reads every epoch of a task to its end before the next; else epochs mix within a block.
 
         Raises:
           ValueError: no task, an empty task, or a rate that is not positive.
@@ -53,6 +63,7 @@ class MixtureOrder:
         self._keys = np.array([_key(name, seed) for name in names], np.uint64)
         self._phase = (_hash(self._keys) >> np.uint64(11)).astype(np.float64) / 2.0**53
         self._seed = np.uint64(_key("", seed))
+        self._in_turn = in_turn
         self._cached: tuple[int, Draws] = (-1, Draws(*np.zeros((3, 0), np.int64)))
 
     def block(self, number: int) -> Draws:
@@ -73,6 +84,8 @@ class MixtureOrder:
         order = np.argsort(
             _hash(np.arange(len(task), dtype=np.uint64) ^ _hash(self._seed ^ np.uint64(number)))
         )
+        if self._in_turn:
+            order = np.argsort(np.argsort(task[order], kind="stable"))
         task, draw = task[order], draw[order].astype(np.uint64)
         length = self._lengths[task]
         epoch = draw // length

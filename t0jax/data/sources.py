@@ -167,18 +167,12 @@ class PromptSource(seqio.DataSource):
         use_cached: bool = False,
         num_epochs: int | None = 1,
     ) -> tf.data.Dataset:
-        """Elements of a shard, which takes every `num_shards`-th row; a shuffle is over all of them.
-
-        The order lives in a range of row numbers, so that the iterator's state can be saved.
-        """
+        """Elements of a shard, by `elements.row_numbers`."""
         del sequence_length, use_cached, num_epochs
         rows = self.rows(split)
         if self.rank:
             rows.require_choices()
-        start, step = (shard_info.index, shard_info.num_shards) if shard_info else (0, 1)
-        numbers = tf.data.Dataset.range(start, len(rows), step)
-        if shuffle:
-            numbers = numbers.shuffle(max(1, -(-len(rows) // step)), seed=seed)
+        numbers = elements.row_numbers(len(rows), shuffle, seed, shard_info)
         return elements.read(numbers, rows, views.find_view(self.view), rank=self.rank)
 
     def _identity(self) -> tuple[Any, ...]:

@@ -1,6 +1,5 @@
 """The structured tasks of a mixture, opened for scoring, each with the head that answers it."""
 
-import dataclasses
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from t0jax.classify.inputs import ClassifyError, find_task
 from t0jax.config import Head
 from t0jax.config.heads import normalised
 from t0jax.data.rows import DataUnavailable, SplitUnavailable
+from t0jax.data.structured.fields import described
 from t0jax.data.structured.records import Record
 from t0jax.data.structured.rows import StructuredRows
 from t0jax.evaluate.tasks import all_sources, content_digest
@@ -78,22 +78,8 @@ class HeadTask:
     def identity(self) -> str:
         """A digest of the declaration, the head and the data."""
         files = [content_digest(file) for file in self.rows.data_files()]
-        content = (_stable(self.record), _stable(self.answer), self.rows.split, files)
-        return hashlib.sha256(repr(content).encode()).hexdigest()[:16]
-
-
-def _stable(value: Any) -> Any:
-    """The same in every process: functions by their names, not their addresses."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: _stable(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        return type(value).__qualname__, fields
-    if isinstance(value, tuple | list):
-        return [_stable(one) for one in value]
-    if callable(value):
-        return getattr(value, "__module__", ""), getattr(
-            value, "__qualname__", type(value).__name__
-        )
-    return value
+        content = described((self.record, self.answer, self.rows.split, files))
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

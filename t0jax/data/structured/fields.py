@@ -4,8 +4,13 @@ A path names what lies deeper: `answers.text[0]`, `translation.en`. The function
 and know the columns they read, so that only those are taken from the data.
 """
 
+import ast
 import dataclasses
+import functools
+import hashlib
+import inspect
 import re
+import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -47,16 +52,26 @@ def read_text(field: Field, row: Row, what: str) -> str:
     Raises:
       BadRow: as `read`, or the value is no text.
     """
-    value = read(field, row)
+    return as_text(read(field, row), what)
+
+
+def as_text(value: Any, what: str) -> str:
+    """A text or a number as text.
+
+    Raises:
+      BadRow: it is neither, `what` says of what.
+    """
     if isinstance(value, str):
         return value
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if isinstance(value, int | float) and not isinstance(value, bool) and value == value:
         return str(value)
     raise BadRow(f"{what} is {shown(value)}, not a text; skip such rows with `where`")
 
 
 def columns_of(field: Field) -> frozenset[str] | None:
     """The columns a field reads; None where only calling it would tell."""
+    if isinstance(field, functools.partial):
+        return columns_of(field.func)
     if callable(field):
         return getattr(field, "columns", None)
     return frozenset([_first_step(field)])
@@ -113,13 +128,18 @@ class _Joined:
         return _union(*self.fields)
 
     def __call__(self, row: Row) -> str:
-        return self.separator.join(
-            _lines(read(field, row), self.separator) for field in self.fields
-        )
+        return self.separator.join(text for field in self.fields for text in _texts(field, row))
 
 
-def _lines(value: Any, separator: str) -> str:
-    return separator.join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+def _texts(field: Field, row: Row) -> list[str]:
+    value, what = read(field, row), _said(field)
+    if isinstance(value, list | tuple):
+        return [as_text(one, f"{what}[{i}]") for i, one in enumerate(value)]
+    return [as_text(value, what)]
+
+
+def _said(field: Field) -> str:
+    return described(field) if callable(field) else field
 
 
 def joined(*fields: Field, separator: str = " ") -> Field:
@@ -187,15 +207,57 @@ def position(field: Field, choices: Field) -> Field:
     return _Position(field, choices)
 
 
+# ------------------------------------------------------------------------------------------- identity
+
+
 def described(value: Any) -> str:
-    """A field in words that are the same in every process: functions by their names."""
+    """A field or a declaration in words that are the same in every process: functions by name and by what they do.
+
+    A function's text counts, without its comments and layout; that of the functions it calls does not.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         inner = [getattr(value, part.name) for part in dataclasses.fields(value)]
         return f"{type(value).__qualname__}({', '.join(map(described, inner))})"
     if isinstance(value, list | tuple):
         return f"({', '.join(map(described, value))})"
-    if isinstance(value, frozenset):
-        return described(sorted(value))
+    if isinstance(value, set | frozenset):
+        return f"{{{', '.join(sorted(map(described, value)))}}}"
+    if isinstance(value, Mapping):
+        return described({(key, described(inner)) for key, inner in value.items()})
+    if isinstance(value, functools.partial):
+        return f"partial{described((value.func, value.args, value.keywords))}"
+    if inspect.isroutine(value) or isinstance(value, type):
+        bound = f" of {described(value.__self__)}" if inspect.ismethod(value) else ""
+        return f"{value.__module__}.{value.__qualname__}{_code(value)}{bound}"
     if callable(value):
-        return f"{value.__module__}.{value.__qualname__}"
+        return f"{type(value).__module__}.{type(value).__qualname__}{described(getattr(value, '__dict__', {}))}"
     return repr(value)
+
+
+def _code(value: Any) -> str:
+    """A digest of what a function of Python does; nothing of one that is built in, and of classes."""
+    function = inspect.unwrap(getattr(value, "__func__", value))
+    return f"#{_code_digest(function)}" if inspect.isfunction(function) else ""
+
+
+@functools.cache
+def _code_digest(function: Callable[..., Any]) -> str:
+    try:
+        text = ast.unparse(ast.parse(textwrap.dedent(inspect.getsource(function))))
+    except (OSError, SyntaxError):  # typed into an interpreter
+        text = repr((function.__code__.co_code, function.__code__.co_names))
+    return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+
+
+def unimportable(value: Any) -> str | None:
+    """The name of a function in a field that no other process can import by name: a lambda, or one inside another."""
+    name = getattr(value, "__qualname__", type(value).__qualname__)
+    if callable(value) and "<" in name:
+        return name
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        inner = [getattr(value, part.name) for part in dataclasses.fields(value)]
+    elif isinstance(value, functools.partial):
+        inner = [value.func, *value.args, *value.keywords.values()]
+    else:
+        inner = value if isinstance(value, list | tuple) else ()
+    return next((name for name in map(unimportable, inner) if name), None)

@@ -3,7 +3,6 @@
 add_instruct_tasks(sst2)        # glue_sst2_instruct, and glue_sst2_instruct_score_eval for rank classification
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -14,6 +13,7 @@ from t0jax.config import ConfigError
 from t0jax.data.sources import PromptSource, add_rank_source, add_text_source
 from t0jax.data.structured.instruct import FORMAT, OPTIONS, InstructRows, check_verbal
 from t0jax.data.structured.records import SPLITS, Record
+from t0jax.data.structured.source import seqio_name
 from t0jax.data.views import find_view
 
 SUFFIX = "_instruct"
@@ -98,7 +98,7 @@ def add_instruct_tasks(
       RecordError: labels that are no words.
       ValueError: the name is taken by another task.
     """
-    name = re.sub(r"[^\w.:]", "_", record.name) + SUFFIX
+    name = seqio_name(record) + SUFFIX
     options: dict[str, Any] = {"view": view, "local_dir": local_dir}
     tasks = [add_text_source(name, InstructSource(record, **options), vocabulary=vocabulary)]
     if record.kind != "token_classification":

@@ -6,7 +6,7 @@ draw, an item by the place of its own, so any item can be read again. Nothing he
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -21,14 +21,19 @@ from t0jax.data.structured.rows import StructuredRows
 CHUNK = 64
 """Draws read and tokenised at a time."""
 
-MAX_BARREN = 2_000
-"""Draws of a task, all without an example, after which reading stops with an error."""
-
 _BLOCK_BITS = 20
 _AHEAD = 8
 
 Place = int
 """Of a draw: its block and its number in it."""
+
+
+def lists_all(data: config.Data) -> str:
+    """The way to all rows that cannot be read, for messages that name one."""
+    modules = f" --module {','.join(data.modules)}" if data.modules else ""
+    return (
+        f"`python -m scripts.records check --mixture {data.mixture}{modules}` lists all such rows"
+    )
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,6 @@ class ItemStream:
     pieces: PairPieces
     data: config.Data
     only: int | None = None
-    _barren: dict[int, int] = field(default_factory=dict, compare=False, repr=False)
 
     def numbers(self) -> Sequence[int]:
         """The tasks it has items of."""
@@ -83,20 +87,20 @@ class ItemStream:
         tasks = [self.tasks[number] for number in self.numbers()]
         names = [task.name for task in tasks]
         rates = [task.rate for task in tasks]
-        return MixtureOrder(names, [task.length for task in tasks], rates, self.data.seed)
+        lengths = [task.length for task in tasks]
+        return MixtureOrder(names, lengths, rates, self.data.seed, in_turn=True)
 
     def read(self, places: Sequence[Place], draws: Draws) -> list[Drawn]:
         """The items of some draws; those without an example are left out.
 
         Raises:
-          ReadError: names the task and the row that cannot be read, or a task that gives nothing.
+          ReadError: names the task and the row that cannot be read.
         """
         numbers = self.numbers()
         tasks = [numbers[task] for task in draws.task.tolist()]
         found = [
             self.example(task, row) for task, row in zip(tasks, draws.row.tolist(), strict=True)
         ]
-        self._watch(tasks, found)
         there = [i for i, example in enumerate(found) if example is not None]
         examples = [example for example in found if example is not None]
         items = encode_items(examples, self.pieces, self.data.input_length)
@@ -108,19 +112,7 @@ class ItemStream:
         try:
             return self.tasks[task].rows[row if chosen is None else int(chosen[row])]
         except config.UserError as error:
-            raise ReadError(str(error)) from error
-
-    def _watch(self, tasks: Sequence[int], found: Sequence[object]) -> None:
-        for task, example in zip(tasks, found, strict=True):
-            if example is not None:
-                self._barren[task] = -1
-            elif (seen := self._barren.get(task, 0)) >= 0:
-                self._barren[task] = seen + 1
-                if seen + 1 >= MAX_BARREN:
-                    raise ReadError(
-                        f"task '{self.tasks[task].name}' gave no example in {MAX_BARREN:,} draws: its rows tell no "
-                        "label"
-                    )
+            raise ReadError(f"{error}; {lists_all(self.data)}") from error
 
 
 class ChunkReader:

@@ -2,14 +2,15 @@
 
 Every process puts the same batches together and keeps its own rows of them: an item's rows may then lie on several
 processes, the row length follows from the items themselves, and nothing depends on the number of processes. The
-price is that each reads all texts; `data.workers` reader processes share that work (`data.shards` plays no part).
+price is that each reads all texts; `data.workers` reader processes share that work, of `data.batching: mixed`.
+`data.shards`, `pack`, `pack_rows` and `target_length` play no part.
 """
 
 import dataclasses
 import json
 import logging
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,8 @@ from t0jax.data.iterators import GO_BACK, Loader, differences, digest
 from t0jax.data.missing import report
 from t0jax.data.reading import Batch
 from t0jax.data.registry import find_tasks
-from t0jax.data.rows import DataUnavailable, SplitUnavailable
+from t0jax.data.rows import DataUnavailable
 from t0jax.data.shares import weight
-from t0jax.data.shots import draw_shots
 from t0jax.data.structured.assembly import Layout, Mixed, Placed, SingleTask, Source
 from t0jax.data.structured.encoding import rows_to_batch
 from t0jax.data.structured.fields import described
@@ -32,6 +32,7 @@ from t0jax.data.structured.items import (
     Place,
     Readers,
     StructuredTask,
+    lists_all,
     read_texts,
 )
 from t0jax.data.structured.pieces import PairPieces
@@ -40,8 +41,16 @@ from t0jax.data.structured.rows import StructuredRows
 
 log = logging.getLogger("t0jax")
 
-ORDER_VERSION = 1
+ORDER_VERSION = 2
 """Raised with every change of the code after which the same settings give other batches."""
+
+PROBED = 50
+"""Rows of a task, from all over, that are read when it is opened."""
+
+MOST_BARREN = 2_000
+"""Rows of a task, all without an example, after which it is refused."""
+
+_SHOWN = 10
 
 
 class MultitaskLoader(Loader):
@@ -95,10 +104,11 @@ class MultitaskLoader(Loader):
         return {"stream": self._fingerprint, "items": self._place}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        found = differences(state.get("stream", {}), self._fingerprint)
+        found = list(_changes(state.get("stream", {}), self._fingerprint))
         if found:
             raise config.ConfigError(
-                f"the saved data position is of another stream: {'; '.join(found)}. {GO_BACK}"
+                f"the saved data position is of another stream: {'; '.join(found)}. {GO_BACK} (or state, which keeps "
+                "the optimizer and the step too)"
             )
         self.close()
         self._place = state["items"]
@@ -162,20 +172,39 @@ def _check_layout(
     if asks and data.batch_size // parts < data.max_choices:
         raise config.ConfigError(
             f"a micro-batch of {data.batch_size // parts} rows (data.batch_size={data.batch_size} over {parts}) cannot "
-            f"hold a question with data.max_choices={data.max_choices} options; lower train.grad_accumulation or "
-            "data.max_choices"
+            f"hold a question with data.max_choices={data.max_choices} options; "
+            f"{'lower train.grad_accumulation' if parts > 1 else 'raise data.batch_size'} or lower data.max_choices"
         )
 
 
 def fingerprint(stream: ItemStream) -> dict[str, Any]:
-    """What a position is only valid with: settings, and digests of the tasks (records and data) and the vocabulary."""
+    """What a position is only valid with: settings, and digests of each task (record and data) and the vocabulary."""
     names = ("seed", "input_length", "max_choices", "num_shots", "batching")
-    tasks = [[task.name, task.length, task.rate, *task.identity] for task in stream.tasks]
     return {f"data.{name}": getattr(stream.data, name) for name in names} | {
         "structured order": ORDER_VERSION,
-        "tasks": digest(json.dumps(tasks)),
+        "tasks": {
+            task.name: digest(json.dumps([task.length, task.rate, *task.identity]))
+            for task in stream.tasks
+        },
         "vocabulary": digest(stream.pieces.path.read_bytes()),
     }
+
+
+def _changes(saved: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[str]:
+    """What a saved fingerprint has otherwise than the one here, tasks by name."""
+    yield from differences(saved, {name: here[name] for name in here if name != "tasks"})
+    before, now = saved.get("tasks"), here["tasks"]
+    if not isinstance(before, Mapping):
+        return  # of an older order, which differs anyway
+    both = before.keys() & now.keys()
+    for names, what in (
+        (before.keys() - now.keys(), "no longer read"),
+        (now.keys() - before.keys(), "new"),
+        ({name for name in both if before[name] != now[name]}, "changed (record, share or data)"),
+    ):
+        shown = ", ".join(sorted(names)[:_SHOWN]) + ", ..." * (len(names) > _SHOWN)
+        if names:
+            yield f"{len(names)} {'task is' if len(names) == 1 else 'tasks are'} {what}: {shown}"
 
 
 # ------------------------------------------------------------------------------------- opening tasks
@@ -190,6 +219,8 @@ def make_multitask_loader(
       config.ConfigError, DataUnavailable, RecordError: as `open_tasks`, or as `MultitaskLoader`.
     """
     _check_settings(data)
+    if data.workers and data.batching == "single_task":
+        log.warning("data.workers %d plays no part in data.batching single_task", data.workers)
     _ = pieces.size  # a missing or unfit vocabulary is an error now
     stream = ItemStream(tuple(open_tasks(data)), pieces, data)
     return MultitaskLoader(
@@ -212,93 +243,113 @@ def structured_texts(data: config.Data) -> Iterator[str]:
 
 
 def open_tasks(data: config.Data) -> list[StructuredTask]:
-    """The tasks of `data.mixture` with their training data opened, sorted by id.
+    """The tasks of `data.mixture` with their training data opened and a few rows read, sorted by id.
 
     Raises:
       DataUnavailable: some data sets cannot be had (unless `data.available_only`); the text is a table of all.
       config.ConfigError: none can.
-      RecordError: a record reads a column that is not there.
+      RecordError: a record reads a column that is not there, a row that was tried is wrong, or none gives an example.
     """
     rates = find_tasks(data)
-    opened = [
-        _make_task(rows, rates[name], data)
-        for name, rows in _open_rows(data, data.split, data.max_choices)
-    ]
+    opened, wrong, missing = [], [], defaultdict(list)
+    for name, source in _sources(rates):
+        try:
+            opened.append(_make_task(_open_rows(source, data), rates[name], data))
+        except DataUnavailable as error:
+            missing[error.dataset, error.reason, error.way_out].append(source.record.name)
+        except RecordError as error:
+            wrong.append(error)
+    report(data, missing, len(rates))
+    if wrong:
+        raise _told_together(wrong, data)
     return sorted(opened, key=lambda task: task.name)
 
 
-def find_records(
-    mixture: str, data: config.Data, split: str
-) -> list[tuple[str, Record, StructuredRows]]:
-    """(id, record, opened rows with all their options) of a mixture's tasks that can be had, sorted by id.
-
-    Args:
-      mixture: its name, or a task's.
-      data: `modules`, `local_dir`, `available_only` and `seed`, the order of options, are used.
-      split: train, validation or test; of several with commas between, the first that a data set has.
-
-    Raises:
-      DataUnavailable, config.ConfigError, RecordError: as `open_tasks`.
-    """
-    there = dataclasses.replace(data, mixture=mixture)
-    found = [rows for _, rows in _open_rows(there, split, None)]
-    return sorted(((rows.record.name, rows.record, rows) for rows in found), key=lambda one: one[0])
-
-
-def _open_rows(
-    data: config.Data, split: str, max_choices: int | None
-) -> list[tuple[str, StructuredRows]]:
-    """(name in seqio, opened rows) of the tasks of `data.mixture`; what is missing is told or raised."""
-    names = list(find_tasks(data))
+def _sources(names: Iterable[str]) -> Iterator[tuple[str, Any]]:
     import seqio  # after the tasks' modules, which import it quietly
 
-    opened, missing = [], defaultdict(list)
     for name in names:
-        source: Any = seqio.TaskRegistry.get(name).source
+        yield name, seqio.TaskRegistry.get(name).source
+
+
+def _open_rows(source: Any, data: config.Data) -> StructuredRows:
+    rows = source.rows(
+        data.split, local_dir=data.local_dir, seed=data.seed, max_choices=data.max_choices
+    ).open()
+    if not len(rows):
+        raise DataUnavailable(rows.spec.name, f"split {data.split!r} is empty")
+    return rows
+
+
+def _told_together(wrong: Sequence[RecordError], data: config.Data) -> RecordError:
+    first, *others = wrong
+    names = ", ".join(repr(error.task) for error in others[:_SHOWN]) + ", ..." * (
+        len(others) > _SHOWN
+    )
+    also = f"; {len(others)} more cannot be read: {names}" if others else ""
+    return RecordError(first.task, first.row, f"{first.reason}{also}; {lists_all(data)}")
+
+
+def check_rows(data: config.Data) -> Iterator[tuple[str, int | None, str]]:
+    """(task, row in the data, what is wrong) of all that stops training on `data.mixture`; reads every row.
+
+    The row is None for what holds of the whole task. Tasks whose data cannot be had are told too, unless
+    `data.available_only`.
+
+    Raises:
+      config.ConfigError: no such mixture.
+    """
+    for _, source in _sources(find_tasks(data)):
+        task = source.record.name
         try:
-            opened.append((name, _first_split(source, split, data, max_choices)))
+            rows = _open_rows(source, data)
         except DataUnavailable as error:
-            missing[error.dataset, error.reason, error.way_out].append(source.record.name)
-    report(data, missing, len(names))
-    return opened
+            if not data.available_only:
+                yield task, None, str(error)
+        except config.UserError as error:
+            yield task, None, getattr(error, "reason", str(error))
+        else:
+            yield from ((task, row, reason) for row, reason in _check_task(rows))
 
 
-def _first_split(
-    source: Any, split: str, data: config.Data, max_choices: int | None
-) -> StructuredRows:
-    *others, last = [name.strip() for name in split.split(",")]
-    settings = {"local_dir": data.local_dir, "seed": data.seed, "max_choices": max_choices}
-    for name in others:
+def _check_task(rows: StructuredRows) -> Iterator[tuple[int | None, str]]:
+    examples = wrong = 0
+    for number in range(len(rows)):
         try:
-            return source.rows(name, **settings).open()
-        except SplitUnavailable:
-            continue
-    return source.rows(last, **settings).open()
+            examples += rows[number] is not None
+        except config.UserError as error:
+            wrong += 1
+            yield getattr(error, "row", number), getattr(error, "reason", str(error))
+    if not examples and not wrong:
+        yield None, _barren(len(rows))
+
+
+def _barren(count: int) -> str:
+    return f"none of the {count:,} rows looked at gives an example: they tell no label; look for a split that does"
 
 
 def _make_task(rows: StructuredRows, rate: float, data: config.Data) -> StructuredTask:
-    chosen = _chosen(rows, data)
+    chosen = rows.chosen(data.num_shots)
     length = len(rows) if chosen is None else len(chosen)
+    _try_rows(rows, np.arange(length) if chosen is None else chosen)
     rate = weight(data, rate, length)
     identity = (rows.split_in_data, *_identity(rows.record), *rows.data_sizes())
     return StructuredTask(rows, length, rate, chosen, identity)
 
 
-def _chosen(rows: StructuredRows, data: config.Data) -> np.ndarray | None:
-    """The rows that are read: those that `where` keeps, or `data.num_shots` of them; None for all.
+def _try_rows(rows: StructuredRows, numbers: np.ndarray) -> None:
+    """Reads some rows from all over, and where none gives an example the first ones too.
 
     Raises:
-      RecordError: none is kept.
+      RecordError: one of them is wrong, or none gives an example.
     """
-    kept = rows.kept()
-    if kept is not None and not len(kept):
-        raise RecordError(rows.record.name, None, f"its `where` leaves out all {len(rows)} rows")
-    length = len(rows) if kept is None else len(kept)
-    where = f"{rows.record.name}/{rows.split_in_data}"
-    shots = np.array(draw_shots(where, length, data.num_shots, data.seed), np.int32)
-    if not len(shots):
-        return kept
-    return shots if kept is None else kept[shots]
+    spread = numbers[np.linspace(0, len(numbers) - 1, min(PROBED, len(numbers))).astype(int)]
+    examples = [rows[number] for number in spread.tolist()]
+    if any(example is not None for example in examples):
+        return
+    first = numbers[:MOST_BARREN].tolist()
+    if all(rows[number] is None for number in first):
+        raise RecordError(rows.record.name, None, _barren(len(first)))
 
 
 def _identity(record: Record) -> Iterator[str]:

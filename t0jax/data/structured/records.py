@@ -8,6 +8,7 @@
 way out; a row whose label the data set does not tell (-1, "", None) gives none.
 """
 
+import dataclasses
 import functools
 import hashlib
 import math
@@ -30,6 +31,7 @@ from t0jax.data.structured.fields import (
     BadRow,
     Field,
     Row,
+    as_text,
     columns_of,
     constant,
     joined,
@@ -38,6 +40,7 @@ from t0jax.data.structured.fields import (
     read,
     read_text,
     shown,
+    unimportable,
 )
 from t0jax.data.structured.parts import find_part
 
@@ -109,6 +112,17 @@ class Record:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", self.name or self.spec.name)
+        for part in dataclasses.fields(self):
+            value = getattr(self, part.name)
+            if isinstance(value, list):
+                object.__setattr__(self, part.name, tuple(value))
+            name = unimportable(value)
+            _declare(
+                self,
+                name is None,
+                f"`{part.name}` holds {name}, which reader processes cannot import; define the function at the top "
+                "level of a module",
+            )
         _declare(
             self,
             len(self.splits) == 3,
@@ -305,9 +319,7 @@ class MultipleChoice(Record):
             options = read(self.choices, row)
             if not isinstance(options, list | tuple):
                 raise BadRow(f"choices are {shown(options)}, not a list")
-        texts = [
-            read_text(constant(option), row, f"choice {i}") for i, option in enumerate(options)
-        ]
+        texts = [as_text(option, f"choice {i}") for i, option in enumerate(options)]
         for i, text in enumerate(texts):
             if not text.strip():
                 raise BadRow(f"choice {i} is empty ({shown(text)}); skip such rows with `where`")
@@ -347,7 +359,9 @@ class TokenClassification(Record):
         label = tuple(-1 if number is None else number for number in found)
         if not any(number >= 0 for number in label):
             return None
-        return Example((), label, tuple(map(str, words)))
+        return Example(
+            (), label, tuple(as_text(word, f"token {i}") for i, word in enumerate(words))
+        )
 
 
 # ------------------------------------------------------------------------------------------- labels

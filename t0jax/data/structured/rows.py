@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from t0jax.data.rows import DataError, DatasetSpec, Rows, SplitUnavailable
+from t0jax.data.shots import draw_shots
 from t0jax.data.structured.fields import BadRow, columns_of, read
 from t0jax.data.structured.parts import Part, find_part
 from t0jax.data.structured.records import SPLITS, Example, Record, RecordError
@@ -62,12 +63,14 @@ class StructuredRows:
           DataUnavailable, DataError: as `open_rows`.
           RecordError: a column is not there.
         """
-        rows = self.record.open(self._part.split, self.local_dir)
-        columns = self.record.columns
+        return self._select(self.record.open(self._part.split, self.local_dir), self.record.columns)
+
+    def _select(self, rows: Rows, columns: frozenset[str] | None) -> Rows:
         try:
             return rows if columns is None else rows.select(sorted(columns), self.spec)
         except DataError as error:
-            raise RecordError(self.record.name, 0, str(error)) from error
+            reason = str(error).removeprefix(f"{rows.name}: ")
+            raise RecordError(self.record.name, None, reason) from error
 
     def open(self) -> "StructuredRows":
         """Itself, with the data opened; raises as `rows`."""
@@ -101,8 +104,7 @@ class StructuredRows:
         where = self.record.where
         if where is None:
             return None
-        columns = columns_of(where)
-        rows = self.rows if columns is None else self.rows.select(sorted(columns))
+        rows = self._select(self.rows, columns_of(where))
         kept = []
         for i, number in enumerate(self._numbers):
             try:
@@ -110,6 +112,29 @@ class StructuredRows:
             except BadRow as error:
                 raise RecordError(self.record.name, number, str(error)) from error
         return np.array(kept, np.int32)
+
+    def chosen(self, num_shots: int = 0) -> np.ndarray | None:
+        """int32 numbers of the rows that training reads: those `where` keeps, or `num_shots` of them; None: every row.
+
+        Raises:
+          RecordError: none is kept, or `where` fails.
+        """
+        kept = self.kept()
+        if kept is not None and not len(kept):
+            raise RecordError(
+                self.record.name, None, f"its `where` leaves out all {len(self)} rows"
+            )
+        length = len(self) if kept is None else len(kept)
+        where = f"{self.record.name}/{self.split_in_data}"
+        shots = np.array(draw_shots(where, length, num_shots, self.seed), np.int32)
+        if not len(shots):
+            return kept
+        return shots if kept is None else kept[shots]
+
+    def training_rows(self, num_shots: int = 0) -> int:
+        """How many rows training reads in an epoch, those without a label among them; raises as `chosen`."""
+        chosen = self.chosen(num_shots)
+        return len(self) if chosen is None else len(chosen)
 
     def data_files(self) -> list[str]:
         """The files that the rows come from."""

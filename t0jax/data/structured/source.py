@@ -7,16 +7,19 @@ The tasks are ordinary seqio tasks of text features, the same for all kinds so t
 of what is right. Readers that need no TensorFlow take the rows themselves: `StructuredSource.rows(split)`.
 """
 
+import dataclasses
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import seqio
 import tensorflow as tf
 
+from t0jax.data.elements import row_numbers
 from t0jax.data.rows import DatasetSpec, DataUnavailable
+from t0jax.data.structured.fields import described, shown
 from t0jax.data.structured.records import SPLITS, Example, Record, RecordError
 from t0jax.data.structured.rows import StructuredRows
 
@@ -87,13 +90,10 @@ class StructuredSource(seqio.DataSource):
         use_cached: bool = False,
         num_epochs: int | None = 1,
     ) -> tf.data.Dataset:
-        """Elements of a shard, which takes every `num_shards`-th row; a shuffle is over all of them."""
+        """Elements of a shard, by `elements.row_numbers`."""
         del sequence_length, use_cached, num_epochs
         rows = self.rows(split)
-        start, step = (shard_info.index, shard_info.num_shards) if shard_info else (0, 1)
-        numbers = tf.data.Dataset.range(start, len(rows), step)
-        if shuffle:
-            numbers = numbers.shuffle(max(1, -(-len(rows) // step)), seed=seed)
+        numbers = row_numbers(len(rows), shuffle, seed, shard_info)
         read = functools.partial(_read, rows)
 
         def element(number: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -130,22 +130,42 @@ def add_task(
     Raises:
       RecordError: the id, or the name in seqio, is taken by another task.
     """
-    name = name or re.sub(r"[^\w.:]", "_", record.name)
+    name = name or seqio_name(record)
     source = StructuredSource(record, local_dir=local_dir, seed=seed)
     other = _same_id(record.name) or name
     if other in seqio.TaskRegistry.names():
         task = seqio.TaskRegistry.get(other)
-        if task.source != source or task.name != name:
+        found = list(_differences(task.source, source))
+        found += [f"seqio's name {task.name!r}, here {name!r}"] * (task.name != name)
+        if found:
             raise RecordError(
                 record.name,
                 None,
-                f"the id is taken: task {other!r} is registered as {task.source}; give the record another `name`",
+                f"the id is taken: task {other!r} has {'; '.join(found)}; give the record another `name`",
             )
         return task
     _NAMES[record.name] = name
     return seqio.TaskRegistry.add(
         name, source=source, preprocessors=[], output_features=_features(), metric_fns=[]
     )
+
+
+def seqio_name(record: Record) -> str:
+    """The record's id with seqio's letters alone."""
+    return re.sub(r"[^\w.:]", "_", record.name)
+
+
+def _differences(there: Any, here: StructuredSource) -> Iterator[str]:
+    """What a registered source has otherwise than one that is to be, field by field."""
+    if not isinstance(there, StructuredSource) or there.record.kind != here.record.kind:
+        yield f"{there}"
+        return
+    names = [part.name for part in dataclasses.fields(here.record)]
+    pairs = [(n, getattr(there.record, n, None), getattr(here.record, n)) for n in names]
+    pairs += [(n, getattr(there, n), getattr(here, n)) for n in ("local_dir", "seed")]
+    for name, one, other in pairs:
+        if described(one) != described(other):
+            yield f"{name} {shown(one)}, here {shown(other)}"
 
 
 def _same_id(task_id: str) -> str | None:
