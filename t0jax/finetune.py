@@ -136,7 +136,7 @@ def typed(values: Mapping[str, Any]) -> Config:
 
 def epoch_rows(data: config_lib.Data) -> float:
     """Rows of batches that one reading of a task fills: each option of a question is a row, an example without a told
-    label is none. Of a large task it is the mean of a sample that is spread over it.
+    label is none. Of a large task it is found by a sample.
 
     Args:
         data: `mixture` names the task.
@@ -147,8 +147,9 @@ def epoch_rows(data: config_lib.Data) -> float:
     """
     (task,) = open_tasks(data)
     numbers = np.arange(task.length) if task.chosen is None else task.chosen
-    sample = np.linspace(0, task.length - 1, min(task.length, SAMPLE)).astype(int)
-    for some in (numbers[sample], numbers):
+    size = min(task.length, SAMPLE)
+    sample = np.random.default_rng(0).choice(numbers, size, replace=False)
+    for some in (sample, numbers):
         examples = [task.rows[int(number)] for number in some]
         if filled := sum(len(one.texts) or 1 for one in examples if one):
             return filled * task.length / len(some)
