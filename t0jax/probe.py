@@ -124,12 +124,12 @@ def _drawn(size: int, limit: int) -> list[int]:
 class _Fit(NamedTuple):
     """Where L-BFGS is; `loss` and `gradient` are of the step before."""
 
-    weights: dict[str, jax.Array]
+    weights: Any
     solver: Any
-    loss: jax.Array
+    loss: Any
     gradient: jax.Array
-    count: int
-    stalled: int
+    count: jax.Array
+    stalled: jax.Array
     """Steps since the loss fell."""
 
 
@@ -204,8 +204,9 @@ def _minimised(
         )
 
     weights = {"kernel": jnp.zeros((states.shape[1], classes)), "bias": jnp.zeros(classes)}
-    far = jnp.float32(np.inf)
-    end = jax.lax.while_loop(goes_on, step, _Fit(weights, solver.init(weights), far, far, 0, 0))
+    far, none = jnp.float32(np.inf), jnp.int32(0)
+    start = _Fit(weights, solver.init(weights), far, far, none, none)
+    end = jax.lax.while_loop(goes_on, step, start)
     return end.weights, end.loss, end.gradient, end.count
 
 

@@ -164,7 +164,7 @@ def test_steps_are_of_the_rows_that_are_read(settings, tmp_path):
     assert planned(many, **given).train.steps == 3  # of 4 rows each
     assert planned(many, **given, data__max_choices=8).train.steps == 6
     write_rows(tmp_path, "asked", "train", rows[2:] * 3)
-    with pytest.raises(RecordError, match="'many options': .*label"):
+    with pytest.raises(RecordError, match=r"'many options': .*label"):
         planned(many, **given)
 
 
