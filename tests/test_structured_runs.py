@@ -11,9 +11,10 @@ from structured_data import Choices, Tags, Topic, write_mixed_data, write_rows
 
 from t0jax import checkpoint, config, sharding, train
 from t0jax import finetune as finetune_lib
-from t0jax.config import ConfigError
+from t0jax.config import ConfigError, UserError
 from t0jax.data import loader as loader_lib
 from t0jax.data.structured.records import RecordError
+from t0jax.evaluate.head_tasks import find_head_tasks
 from t0jax.finetune import finetune
 
 STEPS = 8
@@ -171,6 +172,11 @@ def test_steps_are_of_the_rows_that_are_read(settings, tmp_path):
 def test_the_module_of_a_record_is_found():
     assert finetune_lib._modules(HELD) == [__name__]
     assert finetune_lib._modules(Topic(dataset="others")) == []
+    nowhere = config.Data(mixture="nowhere", modules=())
+    with pytest.raises(UserError, match="none; name the one that declares it with --module"):
+        find_head_tasks("nowhere", nowhere, "validation", ())
+    with pytest.raises(ConfigError, match=r"data\.modules is empty, register no 'nowhere'"):
+        loader_lib.find_heads(nowhere)
 
 
 def test_what_does_not_fit_is_refused(whole, settings, tmp_path):
