@@ -7,7 +7,7 @@ are listed. The same command goes on where it was stopped; a finished set's chec
 
     --sets cb,rte          only these
     --local                the cuts that can be had without a network, whose scores are not the published ones
-    --epochs 2 --set data.batch_size=32 --set train.seed=1     other settings
+    --epochs 2 --set data.batch_size=32 --set train.seed=1     other settings, which need another --output
 
 Where this differs from what was published: all epochs are run and the best validation score chooses, where theirs
 stopped after a million examples without a gain of 0.001 (each result says where that would have been); a set without a
@@ -24,13 +24,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from t0jax import config
-from t0jax.config import Config, ConfigError, UserError
+from t0jax.config import Config, ConfigError, Model, UserError
 
 OPTIONS: dict[str, dict[str, Any]] = {
-    "output": {"type": str, "default": "runs/recycle", "help": "folder of all runs and results"},
+    "output": {
+        "type": str,
+        "default": "",
+        "help": "folder of all runs and results [runs/recycle; runs/recycle_local with --local]",
+    },
     "sets": {"type": str, "default": "", "help": "names with commas between; all 36 when empty"},
     "local": {"action": "store_true", "help": "the cuts of the local data"},
     "epochs": {"type": float, "default": 0.0, "help": "[10, as published]"},
@@ -45,6 +47,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 RESULT_FILE = "result.json"
+SETTINGS_FILE = "settings.json"
 START_FOLDER = "start"
 
 
@@ -62,22 +65,23 @@ def main(argv: Sequence[str]) -> int:
 
     train.set_environment(settings)
     chosen = choose_sets(options.sets, options.local)
-    output, missing = Path(options.output), {}
-    start = fresh_heads(path, output, settings)
+    read_changes(options.set)
+    output, missing = Path(options.output or f"runs/recycle{'_local' * options.local}"), {}
+    start = begin(path, output, settings, options)
     for one, record in chosen:
-        folder = output / one.name
-        if (folder / RESULT_FILE).is_file():
+        folder, record = output / one.name, divided(record, one.name)
+        if is_finished(folder, record):
             continue
         try:
             note(f"recycle: {one.name}")
-            found = recycle(one, divided(record, one.name), start, folder, options)
+            found = recycle(one, record, start, folder, options)
         except DataUnavailable as error:
             missing[one.name] = str(error)
             continue
         if found is None:
             note("SIGTERM: the same command goes on from there")
             return 0
-        write(folder / RESULT_FILE, found)
+        write(folder / RESULT_FILE, found | {"settings": read_json(output / SETTINGS_FILE)})
         if not options.keep_checkpoints:
             shutil.rmtree(folder / "checkpoints")
     report(output, [one for one, _ in chosen], missing)
@@ -139,31 +143,82 @@ def part(split: str, first: int, last: int) -> str:
 # ---------------------------------------------------------------------------------------------------- a set
 
 
-def fresh_heads(path: Path, output: Path, settings: Config) -> Path:
-    """A copy of the model whose heads no new task takes over; models without heads are what they are."""
-    from t0jax import checkpoint, sharding
+def begin(path: Path, output: Path, settings: Config, options: Any) -> Path:
+    """Takes the folder for a model and settings; returns what the sets start from, a copy of the model whose heads no
+    new task takes over, or a model without heads as it is.
 
-    there = output / START_FOLDER
-    mesh = sharding.make_mesh(settings.mesh)
-    source = f"{path.resolve()}"
-    if (output / "model.txt").is_file():
-        if (output / "model.txt").read_text() != source:
-            raise RecycleError(f"{output} holds results of another model; choose another --output")
-        return there if there.is_dir() else path
-    model = checkpoint.load_model(path, mesh)
+    Raises:
+        RecycleError: the folder holds runs of other weights or settings.
+    """
+    from t0jax import checkpoint, models, sharding
+
+    model = checkpoint.load_model(path, sharding.make_mesh(settings.mesh))
     own = model.network.config
     if own.architecture != "deberta":
         raise ConfigError(f"{path} is a {own.architecture}; model-recycling's sets need a deberta")
-    output.mkdir(parents=True, exist_ok=True)
-    if own.heads:
-        heads = tuple(
-            dataclasses.replace(h, task=f"former/{h.task}", group=h.group and f"former {h.group}")
-            for h in own.heads
+    told = {
+        "weights": models.fingerprint(model.params),
+        "local": options.local,
+        "epochs": options.epochs,
+        "max_length": options.max_length,
+        "set": read_changes(options.set),
+    }
+    take(output, told, str(path))
+    if not own.heads:
+        return path
+    there, partial = output / START_FOLDER, output / f".{START_FOLDER}.partial"
+    if not there.is_dir():
+        shutil.rmtree(partial, ignore_errors=True)
+        checkpoint.save_model(partial, model.params, set_aside(own), model.vocabulary)
+        partial.replace(there)
+    return there
+
+
+def take(output: Path, told: Mapping[str, Any], model: str) -> None:
+    """Writes down what the folder's runs are of, or compares it.
+
+    Raises:
+        RecycleError: it is something else.
+    """
+    file = output / SETTINGS_FILE
+    if not file.is_file() and not any(output.glob(f"*/{RESULT_FILE}")):
+        output.mkdir(parents=True, exist_ok=True)
+        write(file, {"model": model, **told})
+        return
+    there = read_json(file) if file.is_file() else {}
+    if other := [name for name in told if there.get(name) != told[name]]:
+        differing = "; ".join(f"{n}: {there.get(n)!r} there, {told[n]!r} now" for n in other)
+        raise RecycleError(
+            f"{output} holds runs of another model or other settings ({differing}); choose another --output, or "
+            "delete the folder to start over"
         )
-        renamed = dataclasses.replace(own, heads=heads)
-        checkpoint.save_model(there, model.params, renamed, model.vocabulary)
-    (output / "model.txt").write_text(source)
-    return there if own.heads else path
+
+
+def set_aside(model: Model) -> Model:
+    """The model with its heads under names that no set has."""
+    heads = tuple(
+        dataclasses.replace(h, task=f"former/{h.task}", group=h.group and f"former {h.group}")
+        for h in model.heads
+    )
+    return dataclasses.replace(model, heads=heads)
+
+
+def is_finished(folder: Path, record: Any) -> bool:
+    """Whether the set's result is there.
+
+    Raises:
+        RecycleError: it is of other splits.
+    """
+    file = folder / RESULT_FILE
+    if not file.is_file():
+        return False
+    splits = read_json(file).get("splits")
+    if splits != list(record.splits):
+        raise RecycleError(
+            f"{folder} was learnt on and scored on the splits {splits}, which now are {list(record.splits)}; delete "
+            "that folder to do the set again"
+        )
+    return True
 
 
 def recycle(
@@ -175,19 +230,16 @@ def recycle(
         DataUnavailable: the data cannot be had.
     """
     from t0jax.data.structured.rows import StructuredRows
-    from t0jax.data.structured.source import add_task
     from t0jax.finetune import finetune
 
     for split in ("train", "validation", "test"):
         StructuredRows(record, split).open()
-    name = add_task(record).name
     changes = read_changes(options.set)
-    how = plan(record, options.epochs, changes)
+    how = plan(record, options, changes)
     finetune(
         start,
         record,
         folder,
-        epochs=how["epochs"],
         batch_size=how["batch_size"],
         learning_rate=how["learning_rate"],
         max_length=options.max_length,
@@ -200,7 +252,7 @@ def recycle(
         return None
     scores = {step: value for step, value in scores.items() if value is not None}
     best = best_step(folder, scores)
-    value, entry = score(folder / "checkpoints" / str(best), name, folder, one.metric)
+    value, entry = score(folder / "checkpoints" / str(best), folder, one.metric)
     return {
         "set": one.name,
         "metric": one.metric,
@@ -217,20 +269,31 @@ def recycle(
     }
 
 
-def plan(record: Any, epochs: float, changes: Mapping[str, Any]) -> dict[str, Any]:
+def plan(record: Any, options: Any, changes: Mapping[str, str]) -> dict[str, Any]:
     """The published settings for a set of this size."""
-    from t0jax.data.structured.rows import StructuredRows
+    from t0jax.data.structured.source import add_task
+    from t0jax.finetune import epoch_rows, typed
     from tasks.recycling import HYPERPARAMETERS as published
 
-    epochs = epochs or published["epochs"]
     choices = record.choices if record.kind == "multiple_choice" else ()
     each = len(choices) if isinstance(choices, tuple) and choices else 1
-    batch = int(changes.get("data.batch_size", published["batch_size"] * each))
-    rows = len(StructuredRows(record, "train")) * each
-    steps = int(changes.get("train.steps", max(1, math.ceil(epochs * rows / batch))))
+    asked = typed(
+        {
+            "data.mixture": add_task(record).name,
+            "data.modules": (),
+            "data.input_length": options.max_length,
+            "data.shards": 1,
+            "data.batch_size": published["batch_size"] * each,
+            **{key: value for key, value in changes.items() if key.startswith("data.")},
+            "train.steps": changes.get("train.steps", 0),
+        }
+    )
+    batch, steps = asked.data.batch_size, asked.train.steps
+    if "train.steps" not in changes:
+        epochs = options.epochs or published["epochs"]
+        steps = max(1, math.ceil(epochs * epoch_rows(asked.data) / batch))
     every = min(steps, max(1, published["validate_every_examples"] * each // batch))
     return {
-        "epochs": epochs,
         "batch_size": batch,
         "learning_rate": published["learning_rate"],
         "patience": published["patience_examples"] * each // batch,
@@ -249,8 +312,8 @@ def plan(record: Any, epochs: float, changes: Mapping[str, Any]) -> dict[str, An
     }
 
 
-def read_changes(given: Sequence[str]) -> dict[str, Any]:
-    """`KEY=VALUE`s as values.
+def read_changes(given: Sequence[str]) -> dict[str, str]:
+    """`KEY=VALUE`s; values stay text, which the configuration reads by its keys' types.
 
     Raises:
         ConfigError: one without a `=`.
@@ -260,7 +323,7 @@ def read_changes(given: Sequence[str]) -> dict[str, Any]:
         key, equals, value = text.partition("=")
         if not equals:
             raise ConfigError(f"--set {text!r} is not KEY=VALUE, data.batch_size=32 say")
-        found[key] = yaml.safe_load(value)
+        found[key] = value
     return found
 
 
@@ -269,7 +332,7 @@ def read_scores(folder: Path) -> dict[int, float | None]:
     from t0jax.evaluate.history import SCORES_FILE
 
     file = folder / SCORES_FILE
-    content = json.loads(file.read_text()) if file.is_file() else {}
+    content = read_json(file) if file.is_file() else {}
     return {int(step): list(found.values())[-1] for step, found in content.items() if found}
 
 
@@ -296,9 +359,7 @@ def patience_ends(scores: Mapping[int, float], how: Mapping[str, Any]) -> int | 
     return None
 
 
-def score(
-    checkpoint_folder: Path, task: str, folder: Path, metric: str
-) -> tuple[float, dict[str, Any]]:
+def score(checkpoint_folder: Path, folder: Path, metric: str) -> tuple[float, dict[str, Any]]:
     """(test score, the task's entry of the results), which are kept beside the run."""
     from t0jax import checkpoint, evaluate, sharding
     from t0jax.metrics import note
@@ -308,7 +369,7 @@ def score(
     model = checkpoint.load_model(checkpoint_folder, mesh)
     data = dataclasses.replace(run.data, eval_split="test")
     evaluator = evaluate.make_evaluator(
-        model.network, mesh, data, run.evaluate, task, model.vocabulary
+        model.network, mesh, data, run.evaluate, data.mixture, model.vocabulary
     )
     told = {"model": f"{folder.resolve()}, step {model.step}", **evaluator.describe()}
     results = evaluator(model.params, evaluate.ResultsFolder(folder / "test", told, True), note)
@@ -324,7 +385,7 @@ def report(output: Path, sets: Sequence[Any], missing: Mapping[str, str]) -> Non
     from t0jax.results import missing_lines
 
     files = {one.name: output / one.name / RESULT_FILE for one in sets}
-    found = {name: json.loads(f.read_text()) for name, f in files.items() if f.is_file()}
+    found = {name: read_json(file) for name, file in files.items() if file.is_file()}
     width = max(8, *(len(one.name) for one in sets))
     print(f"{'set':{width}}  metric    value  chance  base   tasksource-420     n")
     for one in sets:
@@ -346,6 +407,11 @@ def report(output: Path, sets: Sequence[Any], missing: Mapping[str, str]) -> Non
         write(output / "results.json", content)
     for line in missing_lines(missing):
         print(line)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A file that `write` or a run has written."""
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def write(path: Path, content: Any) -> None:

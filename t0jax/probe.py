@@ -4,9 +4,10 @@ The encoder is left as it is. The last state of each row's first token is comput
 regression on these features is then fitted to its minimum. Model-recycling (arXiv 2211.00107) ranks models so, on MNLI.
 """
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,8 @@ READ = 256
 """Rows tokenised at a time."""
 DRAW_SEED = 0
 """Of the rows that a limit leaves."""
+STALLED_STEPS = 5
+"""Steps without a smaller loss after which fitting ends: what float32 can tell is then reached."""
 
 
 class ProbeError(UserError, ValueError):
@@ -118,6 +121,18 @@ def _drawn(size: int, limit: int) -> list[int]:
     return sorted(np.random.default_rng(DRAW_SEED).choice(size, limit, replace=False).tolist())
 
 
+class _Fit(NamedTuple):
+    """Where L-BFGS is; `loss` and `gradient` are of the step before."""
+
+    weights: Any
+    solver: Any
+    loss: Any
+    gradient: jax.Array
+    count: jax.Array
+    stalled: jax.Array
+    """Steps since the loss fell."""
+
+
 def fit(
     features: Features,
     classes: int,
@@ -137,7 +152,7 @@ def fit(
         inverse_penalty: C.
         standardize: fit on features of mean 0 and deviation 1.
         steps: of L-BFGS at most.
-        tolerance: ends when the gradient of the mean loss is shorter.
+        tolerance: ends when the gradient of the mean loss is shorter, or the loss falls no more.
     """
     states = features.states.astype(np.float32)
     mean = states.mean(axis=0) if standardize else np.zeros(states.shape[1], np.float32)
@@ -155,6 +170,7 @@ def fit(
     return Probe(kernel, bias, mean, scale, float(loss), float(gradient), int(count))
 
 
+@functools.partial(jax.jit, static_argnames="classes")
 def _minimised(
     states: jax.Array,
     labels: jax.Array,
@@ -163,7 +179,7 @@ def _minimised(
     steps: int,
     tolerance: float,
 ) -> tuple[dict[str, jax.Array], jax.Array, jax.Array, jax.Array]:
-    """(weights, loss, norm of its gradient, steps) at the minimum of the mean loss."""
+    """(weights, loss, norm of its gradient, steps) where L-BFGS ends: at the minimum of the mean loss."""
 
     def loss_of(weights: dict[str, jax.Array]) -> jax.Array:
         logits = states @ weights["kernel"] + weights["bias"]
@@ -173,31 +189,25 @@ def _minimised(
     solver = optax.lbfgs()
     both = optax.value_and_grad_from_state(loss_of)
 
-    def step(carry: Any) -> Any:
-        weights, state, _, _, count = carry
-        value, slope = both(weights, state=state)
+    def step(carry: _Fit) -> _Fit:
+        value, slope = both(carry.weights, state=carry.solver)
         updates, state = solver.update(
-            slope, state, weights, value=value, grad=slope, value_fn=loss_of
+            slope, carry.solver, carry.weights, value=value, grad=slope, value_fn=loss_of
         )
+        stalled = jnp.where(value < carry.loss, 0, carry.stalled + 1)
+        weights = optax.apply_updates(carry.weights, updates)
+        return _Fit(weights, state, value, optax.tree.norm(slope), carry.count + 1, stalled)
+
+    def goes_on(carry: _Fit) -> jax.Array:
         return (
-            optax.apply_updates(weights, updates),
-            state,
-            value,
-            optax.tree.norm(slope),
-            count + 1,
+            (carry.gradient > tolerance) & (carry.count < steps) & (carry.stalled < STALLED_STEPS)
         )
 
-    def goes_on(carry: Any) -> jax.Array:
-        return (carry[3] > tolerance) & (carry[4] < steps)
-
-    weights = {
-        "kernel": jnp.zeros((states.shape[1], classes)),
-        "bias": jnp.zeros(classes),
-    }
-    start = (weights, solver.init(weights), jnp.float32(np.inf), jnp.float32(np.inf), 0)
-    run = jax.jit(lambda carry: jax.lax.while_loop(goes_on, step, carry))
-    weights, _, loss, gradient, count = run(start)
-    return weights, loss, gradient, count
+    weights = {"kernel": jnp.zeros((states.shape[1], classes)), "bias": jnp.zeros(classes)}
+    far, none = jnp.float32(np.inf), jnp.int32(0)
+    start = _Fit(weights, solver.init(weights), far, far, none, none)
+    end = jax.lax.while_loop(goes_on, step, start)
+    return end.weights, end.loss, end.gradient, end.count
 
 
 def majority(labels: Sequence[int] | np.ndarray) -> float:

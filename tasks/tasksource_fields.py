@@ -6,12 +6,13 @@ needs seqio.
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from t0jax.data.rows import DatasetSpec
+from t0jax.data.rows import DatasetSpec, Rows
 from t0jax.data.structured.fields import Field, Row, columns_of, read
+from t0jax.data.structured.records import Classification
 
 NLI = ("entailment", "neutral", "contradiction")
 TWO_WAY = ("entailment", "not_entailment")
@@ -98,9 +99,44 @@ class Share:
         return frozenset([self.column])
 
     def __call__(self, row: Row) -> bool:
-        letters = re.sub(r"\W+", "", row[self.column].lower())
-        share = hashlib.blake2b(letters.encode(), digest_size=8).digest()[0] % 10
-        return self.first <= share < self.last
+        return self.first <= _digest(row[self.column])[0] % 10 < self.last
+
+
+def _digest(text: str) -> bytes:
+    """Of its letters."""
+    letters = re.sub(r"\W+", "", text.lower())
+    return hashlib.blake2b(letters.encode(), digest_size=8).digest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TogetherBy(Classification):
+    """Rows in the order of a digest of a column's letters: a part of a split then shares few or none with another."""
+
+    column: str
+
+    def open(self, split: str, local_dir: str = "") -> Any:
+        """All rows of a split; numbers are those of this order. Raises as `Classification.open`."""
+        rows = super().open(split, local_dir)
+        texts = rows.select([self.column], self.spec)
+        digests = [_digest(texts[number][self.column]) for number in range(len(texts))]
+        return _Ordered(rows, sorted(range(len(digests)), key=digests.__getitem__))
+
+
+class _Ordered:
+    """Rows in another order."""
+
+    def __init__(self, rows: Rows, numbers: Sequence[int]) -> None:
+        self._rows, self._numbers = rows, numbers
+        self.name, self.columns = rows.name, rows.columns
+
+    def select(self, *given: Any) -> "_Ordered":
+        return _Ordered(self._rows.select(*given), self._numbers)
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self._rows[self._numbers[index]]
 
 
 # ---------------------------------------------------------------------------------- of single data sets

@@ -17,17 +17,18 @@ These are not the official splits, which `tasks.tasksource` has: scores on them 
 | toy_tokens | generated | | |
 
 Half of rotten_tomatoes' sentences are in SST-2 too: training on one tells the answers of the other. Here a hash of its
-letters says which of the two a sentence is left to, so none is in both. Parts of ANLI's sets share some premises.
+letters says which of the two a sentence is left to, so none is in both. ANLI's premises have several hypotheses: its
+rows are cut in the order of a hash of the premise, so none is in both parts.
 """
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 from t0jax.data.sources import add_mixture
 from t0jax.data.structured.records import Record
 from t0jax.data.structured.source import add_task
 from tasks import toy_tokens
 from tasks.tasksource import RECORDS
-from tasks.tasksource_fields import Share
+from tasks.tasksource_fields import Share, TogetherBy
 
 
 def _local(task: str, name: str, **changes: object) -> Record:
@@ -38,14 +39,19 @@ def _cut(split: str, percent: int) -> tuple[str, str, None]:
     return f"{split}[:{percent}%]", f"{split}[{percent}%:]", None
 
 
+def _by_premise(record: Record) -> Record:
+    declared = {field.name: getattr(record, field.name) for field in fields(record)}
+    return TogetherBy(**declared, column="premise")
+
+
 SST2 = _local(
     "glue/sst2", "sst2", where=Share("sentence", 3, 10), splits=("train", "validation", "test")
 )
 ROTTEN_TOMATOES = _local("rotten_tomatoes", "rotten_tomatoes", where=Share("text", 0, 3))
 AG_NEWS = _local("ag_news", "ag_news", splits=(*_cut("train", 90)[:2], "test"))
 CB = _local("super_glue/cb", "cb", splits=_cut("validation", 80))
-ANLI_1 = _local("anli/a1", "anli_r1", splits=_cut("dev_r1", 80))
-ANLI_2 = _local("anli/a2", "anli_r2", splits=_cut("dev_r2", 80))
+ANLI_1 = _by_premise(_local("anli/a1", "anli_r1", splits=_cut("dev_r1", 80)))
+ANLI_2 = _by_premise(_local("anli/a2", "anli_r2", splits=_cut("dev_r2", 80)))
 QUAIL = _local("quail", "quail", splits=("validation", "challenge", None))
 
 ROWS: dict[str, tuple[Record, int]] = {

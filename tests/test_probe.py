@@ -48,6 +48,19 @@ def test_classes_told_by_a_feature_are_learnt():
     assert probe.majority(found.labels) == pytest.approx(1 / 3)
 
 
+def test_fitting_ends_where_the_loss_falls_no_more():
+    found = features()
+    ours = probe.fit(found, 3, tolerance=0.0, steps=5000)
+    assert ours.steps < 500
+    assert ours.loss == pytest.approx(probe.fit(found, 3).loss, abs=1e-6)
+
+
+def test_features_are_no_constant_of_the_program():
+    found = features(rows=4000, width=50)
+    lowered = probe._minimised.lower(found.states, found.labels, 3, 0.1, 10, 1e-6)
+    assert len(lowered.as_text()) < found.states.size
+
+
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")

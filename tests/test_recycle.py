@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import multitask_models as tiny_models
 import pytest
+from structured_data import write_rows
 
 from scripts import recycle
 from t0jax import checkpoint
@@ -54,8 +55,8 @@ def test_what_cannot_be_asked():
     with pytest.raises(ConfigError, match="is not KEY=VALUE"):
         recycle.read_changes(["train.seed 3"])
     assert recycle.read_changes(["train.seed=3", "mesh.data=-1"]) == {
-        "train.seed": 3,
-        "mesh.data": -1,
+        "train.seed": "3",
+        "mesh.data": "-1",
     }
 
 
@@ -64,14 +65,42 @@ def test_all_36_sets_are_there():
     assert {one.name for one, _ in recycle.choose_sets("", True)} >= {"cb", "sst2"}
 
 
-def test_published_settings(monkeypatch):
-    rows = 256 * 500
-    monkeypatch.setattr("t0jax.data.structured.rows.StructuredRows.__len__", lambda self: rows)
-    how = recycle.plan(record("train", "validation", "test"), 0, {})
+@pytest.fixture
+def told(tmp_path, monkeypatch):
+    """A record with 2,560 training rows, a function of those that have a label and those that are read at all."""
+    pytest.importorskip("seqio")
+    monkeypatch.setenv("T0JAX_DATA_DIR", str(tmp_path))
+
+    def make(name, count=2560, hidden=0, where=None):
+        rows = [{"text": f"t {i}", "label": i % 2, "kept": i % 4 > 0} for i in range(count)]
+        rows = [row | {"label": -1} if i < hidden else row for i, row in enumerate(rows)]
+        write_rows(tmp_path, name, "train", rows)
+        kept = {"sentence1": "text", "labels": ("a", "b"), "where": where}
+        return Classification(dataset=name, name=f"planned/{name}", **kept)
+
+    return make
+
+
+def planned(record, *given, epochs=0.0):
+    options = SimpleNamespace(epochs=epochs, max_length=64)
+    return recycle.plan(record, options, recycle.read_changes(given))
+
+
+def test_published_settings(told):
+    how = planned(told("published"))
     assert (how["batch_size"], how["learning_rate"], how["patience"]) == (256, 5e-5, 1000)
     settings = how["settings"]
-    assert (settings["train.steps"], settings["train.eval_every"]) == (5000, 50)
-    assert (settings["optimizer.warmup_steps"], settings["optimizer.weight_decay"]) == (3, 0.01)
+    assert (settings["train.steps"], settings["train.eval_every"]) == (100, 50)
+    assert (settings["optimizer.warmup_steps"], settings["optimizer.weight_decay"]) == (0, 0.01)
+
+
+def test_steps_are_of_the_rows_that_are_read(told):
+    half = told("hidden", count=800, hidden=400)
+    assert planned(half, "data.batch_size=10")["settings"]["train.steps"] == 400
+    some = told("kept", count=800, where="kept")
+    assert planned(some, "data.batch_size=10", epochs=1.0)["settings"]["train.steps"] == 60
+    assert planned(some, "train.steps=7")["settings"]["train.steps"] == 7
+    assert planned(some, "data.num_shots=20")["settings"]["train.steps"] == 1
 
 
 @pytest.mark.slow
@@ -113,10 +142,32 @@ def test_a_set_from_start_to_score(tmp_path, monkeypatch, capsys):
     written = (out / "sst2" / "result.json").stat().st_mtime_ns
     assert recycle.main(command) == 0
     assert (out / "sst2" / "result.json").stat().st_mtime_ns == written
-    with pytest.raises(UserError, match="another model"):
-        recycle.main(["--model", str(out / "start"), *command[2:]])
+    with pytest.raises(UserError, match="max_length: 32 there, 16 now"):
+        recycle.main([*command, "--max_length", "16"])
+    other = {name: leaf * 2 for name, leaf in params["embedding"].items()}
+    checkpoint.save_model(tmp_path / "other", params | {"embedding": other}, model, vocabulary)
+    with pytest.raises(UserError, match=r"another model .*weights"):
+        recycle.main(["--model", str(tmp_path / "other"), *command[2:]])
     for name in set(seqio.TaskRegistry.names()) - before:
         seqio.TaskRegistry.remove(name)
+
+
+def test_results_of_other_settings_are_not_taken_over(tmp_path):
+    told = {"weights": "0123", "epochs": 0.0}
+    recycle.take(tmp_path, told, "a model")
+    recycle.take(tmp_path, told, "the same elsewhere")
+    with pytest.raises(UserError, match=r"epochs: 0.0 there, 2.0 now\); choose another --output"):
+        recycle.take(tmp_path, told | {"epochs": 2.0}, "a model")
+    folder = tmp_path / "cb"
+    assert not recycle.is_finished(folder, record("train", "validation", "test"))
+    folder.mkdir()
+    recycle.write(folder / recycle.RESULT_FILE, {"splits": ["train", "validation", "test"]})
+    assert recycle.is_finished(folder, record("train", "validation", "test"))
+    with pytest.raises(UserError, match="delete that folder"):
+        recycle.is_finished(folder, record("train[:90%]", "train[90%:]", "test"))
+    (tmp_path / recycle.SETTINGS_FILE).unlink()  # results of a version that wrote none
+    with pytest.raises(UserError, match="None there"):
+        recycle.take(tmp_path, told, "a model")
 
 
 def test_the_table_has_published_columns(tmp_path, capsys):

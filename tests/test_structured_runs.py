@@ -10,8 +10,11 @@ import pytest
 from structured_data import Choices, Tags, Topic, write_mixed_data, write_rows
 
 from t0jax import checkpoint, config, sharding, train
-from t0jax.config import ConfigError
+from t0jax import finetune as finetune_lib
+from t0jax.config import ConfigError, UserError
 from t0jax.data import loader as loader_lib
+from t0jax.data.structured.records import RecordError
+from t0jax.evaluate.head_tasks import find_head_tasks
 from t0jax.finetune import finetune
 
 STEPS = 8
@@ -106,6 +109,10 @@ def test_a_new_task_starts_from_the_encoder_and_the_head_of_its_labels(whole, tm
         whole[0], other, tmp_path / "tuned", epochs=1, max_length=32, like="run_topics"
     )
     assert results.tasks["other topics"]["n"] == 12
+    again = finetune(
+        whole[0], other, tmp_path / "tuned", epochs=1, max_length=32, like="run_topics"
+    )
+    assert again.tasks["other topics"]["accuracy"] == results.tasks["other topics"]["accuracy"]
     model = checkpoint.read_config(tmp_path / "tuned").model
     assert [head.task for head in model.heads] == ["other topics"]
     bare = tmp_path / "bare"
@@ -113,11 +120,70 @@ def test_a_new_task_starts_from_the_encoder_and_the_head_of_its_labels(whole, tm
     assert "task_embedding" not in params_of(bare)
 
 
+HELD = Topic(dataset="others", name="held topics")
+"""A record that a module holds."""
+
+
+def planned(record, **settings):
+    dotted = {key.replace("__", "."): value for key, value in settings.items()}
+    given = {"data.mixture": add(record), "data.modules": (), "data.batch_size": 4}
+    return finetune_lib.configured(given | dotted, 3.0)
+
+
+def add(record):
+    from t0jax.data.structured.source import add_task
+
+    return add_task(record).name
+
+
+def test_what_follows_from_settings_follows_from_all_of_them(settings, tmp_path):
+    own = planned(HELD)
+    assert (own.train.steps, own.optimizer.warmup_steps) == (9, 0)
+    changed = planned(HELD, data__batch_size="12", data__input_length=128, train__steps="50")
+    assert (changed.train.steps, changed.optimizer.warmup_steps) == (50, 3)
+    assert changed.data.length_buckets == (32, 64, 128)
+    assert changed.data.batch_size % changed.data.shards == 0
+    assert planned(HELD, optimizer__learning_rate="5e-5").optimizer.learning_rate == 5e-5
+    with pytest.raises(ConfigError, match="learning_rate"):
+        planned(HELD, optimizer__learning_rate="fast")
+    kept = planned(HELD, train__eval_every=2, train__keep_best=1, data__eval_mixture=add(HELD))
+    assert kept.train.checkpoint_every == 2
+    rows = [{"text": f"t {i}", "label": i % 2} for i in range(40)]
+    write_rows(tmp_path, "others", "train", rows)
+    assert planned(HELD, data__local_dir=str(tmp_path)).train.steps == 30
+
+
+def test_steps_are_of_the_rows_that_are_read(settings, tmp_path):
+    rows = [{"text": f"t {i}", "label": i % 3 - 1, "kept": i % 2} for i in range(24)]
+    write_rows(tmp_path, "told", "train", rows)
+    told = Topic(dataset="told", name="told topics", where="kept")
+    assert planned(told, data__local_dir=str(tmp_path)).train.steps == 6  # 8 of 24 rows, thrice
+    rows = [{"text": "which", "options": list("abcdefgh"), "right": i} for i in (0, 1, -1)]
+    write_rows(tmp_path, "asked", "train", rows)
+    many = Choices(dataset="asked", name="many options")
+    given = {"data__local_dir": str(tmp_path), "data__batch_size": 8}
+    assert planned(many, **given).train.steps == 3  # of 4 rows each
+    assert planned(many, **given, data__max_choices=8).train.steps == 6
+    write_rows(tmp_path, "asked", "train", rows[2:] * 3)
+    with pytest.raises(RecordError, match=r"'many options': .*label"):
+        planned(many, **given)
+
+
+def test_the_module_of_a_record_is_found():
+    assert finetune_lib._modules(HELD) == [__name__]
+    assert finetune_lib._modules(Topic(dataset="others")) == []
+    nowhere = config.Data(mixture="nowhere", modules=())
+    with pytest.raises(UserError, match="none; name the one that declares it with --module"):
+        find_head_tasks("nowhere", nowhere, "validation", ())
+    with pytest.raises(ConfigError, match=r"data\.modules is empty, register no 'nowhere'"):
+        loader_lib.find_heads(nowhere)
+
+
 def test_what_does_not_fit_is_refused(whole, settings, tmp_path):
     other = Topic(dataset="others", name="more topics")
     with pytest.raises(ConfigError, match=r"no task of the model .* run_topics"):
         finetune(whole[0], other, tmp_path / "a", max_length=32, like="run_topic")
-    with pytest.raises(ConfigError, match=r"names no section; write e\.g\. 'train\.seed'"):
+    with pytest.raises(ConfigError, match=r"key 'seed'; did you mean .*'train\.seed'"):
         finetune(whole[0], other, tmp_path / "a", settings={"seed": 1})
     t5 = dataclasses.replace(settings, model=config.Model(vocab_size=64))
     with pytest.raises(

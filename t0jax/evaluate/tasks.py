@@ -169,7 +169,8 @@ def all_sources(mixture: str, data: config_lib.Data) -> Iterator[tuple[str, Any]
         known = [*sources.seqio.MixtureRegistry.names(), *sources.seqio.TaskRegistry.names()]
         near = difflib.get_close_matches(mixture, known, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise EvaluationError(f"{error}: {', '.join(data.modules)}{hint}") from error
+        given = ", ".join(data.modules) or "none; name the one that declares it with --module"
+        raise EvaluationError(f"{error}: {given}{hint}") from error
     for name in sorted(names):
         yield name, sources.seqio.TaskRegistry.get(name).source
 

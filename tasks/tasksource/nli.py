@@ -84,6 +84,7 @@ recast_sprl = Classification(
 recast_dpr = Classification(
     dataset=hub("pietrolesci/recast_white"), name="recast_white/dpr", sentence1="text", sentence2="hypothesis",
     labels=NOT_ENTAILED, splits=("dpr", None, None),
+    differs="made of all of definite_pronoun_resolution: leave it out where that one's test split is scored",
 )  # fmt: skip
 folio = Classification(
     dataset=hub("tasksource/folio"), sentence1=joined("premises"), sentence2="conclusion", splits=NO_TEST,
