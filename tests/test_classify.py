@@ -249,6 +249,9 @@ def test_errors_name_the_task_and_the_way_out(native):
         native.classifier("tiny/sst2")(3)
     with pytest.raises(classify.ClassifyError, match=r"no \{\} for the label"):
         native.zero_shot()("text", ["a"], "no place")
+    for template in ("This is {label}.", "{", "{1}", "{.x}"):
+        with pytest.raises(classify.ClassifyError, match=r"cannot be filled .* it has \{\} where"):
+            native.zero_shot()("text", ["a"], template)
     with pytest.raises(classify.ClassifyError, match="text and a candidate label"):
         native.zero_shot()("text", [])
     with pytest.raises(classify.ClassifyError, match="is regression; inference needs"):
