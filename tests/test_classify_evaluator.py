@@ -255,6 +255,12 @@ def test_the_report_shows_kinds_and_intervals(scored, tmp_path):
     table = report.compare_table([path])
     assert f"{found.tasks['tiny/stsb']['score']:.3f} [{low:.3f}, {high:.3f}]" in table
     assert "tiny/sst2" in table
+    (mean,) = (line for line in table.splitlines() if line.startswith("mean over 6 structured"))
+    assert f"  {found.mean_accuracy:.3f} [" in mean
+    task = folder.structured["tiny/sst2"]
+    low, high = task.interval_of("macro_f1")
+    assert low <= task.others["macro_f1"] <= high
+    assert "macro_f1" not in found.tasks["tiny/dream"]  # places of shuffled options are no classes
 
 
 def test_the_intervals_are_the_bootstraps(scored):
