@@ -1,6 +1,7 @@
 """Using a multitask encoder, beside transformers' pipelines on the exported models."""
 
 import json
+import shutil
 
 import multitask_models as tiny_models
 import numpy as np
@@ -198,6 +199,26 @@ def test_zero_shot_on_a_published_model_is_the_pipelines(native, published):
     wanted = theirs(TEXTS[1], LABELS, multi_label=True)
     for ours in (classify.zero_shot(published[0], mesh=one_device()), native.zero_shot()):
         found = ours(TEXTS[1], LABELS, multi_label=True)
+        assert found["labels"] == wanted["labels"]
+        np.testing.assert_allclose(found["scores"], wanted["scores"], atol=1e-4)
+
+
+def test_a_main_classifier_of_no_task_answers_zero_shot(published, vocabulary, tmp_path):
+    """Tuned further than the task it came from: the pipeline's, beside the adapters and in a checkpoint."""
+    numpy = pytest.importorskip("safetensors.numpy")
+    transformers = pytest.importorskip("transformers")
+    main = shutil.copytree(published[0], tmp_path / "main")
+    tensors = numpy.load_file(main / "model.safetensors")
+    tensors["classifier.bias"] += np.array([1, 0, -2], np.float32)
+    numpy.save_file(tensors, main / "model.safetensors", {"format": "pt"})
+    theirs = transformers.pipeline("zero-shot-classification", str(main), device="cpu")
+    wanted = theirs(TEXTS[1], LABELS, multi_label=True)
+    loaded = classify.Multitask.load(main, adapters=published[1], mesh=one_device(), max_length=64)
+    checkpoint.save_model(tmp_path / "run", loaded.params, loaded.network.config, vocabulary)
+    again = classify.Multitask.load(tmp_path / "run", mesh=one_device(), max_length=64)
+    for model in (loaded, again):
+        assert model.zero_shot().head.task == "default"
+        found = model.zero_shot()(TEXTS[1], LABELS, multi_label=True)
         assert found["labels"] == wanted["labels"]
         np.testing.assert_allclose(found["scores"], wanted["scores"], atol=1e-4)
 

@@ -215,7 +215,9 @@ class Classifier:
 
         Returns:
             For each input a list of {"label", "score"}: labels by falling probability, of multi-label tasks by that of
-            each, of regression the value; options with their `index`; every word with its likeliest label.
+            each, of regression the value; options with their `index`; every word with its likeliest label. A directory
+            of one output that names no `problem_type` is a regression, as in transformers' training; its pipeline
+            puts a sigmoid on the value of such a one.
 
         Raises:
             ClassifyError: an input that the task does not take.

@@ -335,7 +335,7 @@ def _guess_kinds(
     if guessed:
         log.warning(
             "%s does not say the kinds of its tasks; guessed from their outputs: %s. Name the modules that declare "
-            "the tasks: scripts.convert --modules, scripts.classify --module (tasks.tasksource)",
+            "the tasks, tasks.tasksource say: scripts.convert --modules, scripts.classify and .evaluate --module",
             where,
             "; ".join(f"{kind}: {', '.join(names)}" for kind, names in guessed.items()),
         )
