@@ -4,7 +4,8 @@
 stock model's tensors or in a folder of their own, the adapters. `config.json` names the tasks; what it says of sizes
 was written in several ways and is not read: tensors have shapes. Kinds and groups of heads are said by files written
 here alone. Elsewhere a kind is that which the caller knows of the task, else it is guessed from the number of outputs,
-and heads share weights where these are equal byte for byte.
+and heads share weights where these are equal byte for byte. The stock model's classifier, which need be no task's,
+stays what the model is without a task: where it is not the head that `main_task` takes, it is one more, named `MAIN`.
 """
 
 import dataclasses
