@@ -68,12 +68,12 @@ def train_flops(model: config_lib.Model, inputs: int, targets: int) -> float:
 def encoder_flops(model: config_lib.Model, length: int) -> float:
     """Multiply-adds x 2 of a DeBERTa row's forward pass, padding included, heads and pooler not.
 
-    Besides attention's own two products each query meets the relative embeddings of all 2 L - 1 distances, and so does
-    each key.
+    Besides attention's own two products each query meets every relative embedding that occurs, and so does each key:
+    2 L - 1 of them, or all 2 * `position_buckets` where distances share some.
     """
-    d = model.d_model
+    d, distances = model.d_model, min(2 * length - 1, 2 * model.position_buckets)
     linear = 2 * (4 * d * d + 2 * d * model.d_ff) * length
-    return model.num_layers * (linear + 4 * length**2 * d + 4 * length * (2 * length - 1) * d)
+    return model.num_layers * (linear + 4 * length**2 * d + 4 * length * distances * d)
 
 
 def step_flops(model: config_lib.Model, batch: Mapping[str, np.ndarray]) -> float:

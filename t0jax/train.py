@@ -225,9 +225,14 @@ def adopt_tasks(config: Config) -> Config:
     """
     heads = loader_lib.find_heads(config.data)
     if bool(heads) != (config.model.architecture == "deberta"):
-        needed = "deberta" if heads else "t5"
+        needed = (
+            "structured, which a T5 cannot answer by heads; take a recipe with model.architecture deberta, or the same "
+            "records as text (tasks.tasksource_instruct)"
+            if heads
+            else "text to text, which heads cannot answer; take a recipe with model.architecture t5"
+        )
         raise ConfigError(
-            f"the tasks of {config.data.mixture} need model.architecture {needed}, it is {config.model.architecture}"
+            f"model.architecture is {config.model.architecture}, but the tasks of {config.data.mixture} are {needed}"
         )
     return dataclasses.replace(config, model=dataclasses.replace(config.model, heads=heads))
 
@@ -329,7 +334,7 @@ def finish_folder(
     mixture = config.data.eval_mixture
     best = history.best(checkpoints.entries()) if config.train.keep_best else None
     if best:
-        note(f"best: step {best[0]}, {best[1]:.4f} in the mean over the prompts of {mixture}")
+        note(f"best: step {best[0]}, {best[1]:.4f} in the mean over {mixture}")
     if wanted == "none":
         return
     if wanted == "best" and not best:

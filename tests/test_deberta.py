@@ -14,6 +14,7 @@ from transformers.models.deberta_v2.modeling_deberta_v2 import make_log_bucket_p
 
 from t0jax import config, metrics, models, sharding
 from t0jax.config.heads import head_group
+from t0jax.models.deberta import gelu
 from t0jax.models.disentangled import diagonals, from_diagonals, log_buckets
 from t0jax.models.layers import drop
 
@@ -221,6 +222,20 @@ def test_bfloat16_is_near(params, plain):
     for name, value in expected.items():
         error = np.abs(np.asarray(found[name], np.float32) - value).mean()
         assert error < 0.05 * max(1.0, np.abs(value).max())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_gelu_and_its_derivative_are_torchs(dtype):
+    """To a unit in the last place of bfloat16, far to the left too, where 1 + erf(x) is nearly nothing."""
+    points = np.linspace(-5, 5, 401, dtype=np.float32)
+    theirs = torch.tensor(points, dtype=getattr(torch, dtype), requires_grad=True)
+    value = torch.nn.functional.gelu(theirs)
+    value.sum().backward()
+    ours = jnp.asarray(points, dtype)
+    found = gelu(ours), jax.grad(lambda x: gelu(x).astype(jnp.float32).sum())(ours)
+    rtol = 1e-4 if dtype == "float32" else 2**-7
+    for own, other in zip(found, (value.detach(), theirs.grad), strict=True):
+        np.testing.assert_allclose(own.astype(np.float32), other.float(), rtol=rtol, atol=1e-6)
 
 
 @pytest.mark.slow

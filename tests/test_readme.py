@@ -181,3 +181,37 @@ def test_evaluation_commands(words):
 def test_generation_commands(words):
     _, rest = config.take_model(words)
     config.parse(rest, "", **generate.OPTIONS)
+
+
+def test_the_records_declare_what_the_text_says(monkeypatch):
+    """The block of the page on structured tasks, with the registry looked over its shoulder."""
+    from t0jax.data import sources
+    from t0jax.data.structured import source
+
+    declared, mixtures = [], {}
+    monkeypatch.setattr(source, "add_task", declared.append)
+    monkeypatch.setattr(sources, "add_mixture", mixtures.__setitem__)
+    (block,) = [b for b in blocks(section("### Declare a task"), "python") if "my_records" in b]
+    exec(compile(block, "my_records.py", "exec"), {})
+    assert [record.kind for record in declared] == ["classification", "multiple_choice"]
+    assert mixtures["mine"].keys() == {record.name for record in declared}
+    row = {
+        "dialogue": ["A: It rains."],
+        "question": "Sun?",
+        "choice": ["no", "yes"],
+        "answer": "no",
+    }
+    example = declared[1].example(row)
+    assert example.texts[example.label] == ("A: It rains. Sun?", "no")
+
+
+def test_settings_of_the_tasksource_pages_are_known():
+    text = README.read_text(encoding="utf-8")
+    page = text[text.index("## tasksource") : text.index("\n## Convert\n")]
+    found = [
+        words[3:] for words in commands(page) if words[:3] == ["python", "-m", "scripts.train"]
+    ]
+    assert len(found) == 2
+    for words in found:
+        kept = [word for word in words if word != "..."]
+        assert config.parse(kept, "")[0].evaluate.method == "classify"

@@ -79,6 +79,7 @@ def test_the_head_has_command_hardware_time_and_score(name):
     assert f"python -m scripts.train --config configs/{name}.yaml" in head(name)
     for word in ("Hardware:", "Time:", "Score:"):
         assert head(name).count(word) == 1
+    assert re.search(r"Time: [\d.]+ (seconds|minutes|hours)", head(name))
     starts = recipe(name).train.init_checkpoint
     assert (f"convert from-hf path/to/{Path(starts).name} {starts}" in head(name)) == bool(starts)
 

@@ -120,7 +120,9 @@ def test_what_does_not_fit_is_refused(whole, settings, tmp_path):
     with pytest.raises(ConfigError, match=r"names no section; write e\.g\. 'train\.seed'"):
         finetune(whole[0], other, tmp_path / "a", settings={"seed": 1})
     t5 = dataclasses.replace(settings, model=config.Model(vocab_size=64))
-    with pytest.raises(ConfigError, match=r"need model\.architecture deberta, it is t5"):
+    with pytest.raises(
+        ConfigError, match=r"architecture is t5, but .* a recipe with model\.architecture deberta"
+    ):
         train.run(to(t5, tmp_path / "b"))
     fewer = dataclasses.replace(
         settings, data=dataclasses.replace(settings.data, mixture="run_topics")

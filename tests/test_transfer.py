@@ -8,7 +8,7 @@ import pytest
 
 from t0jax import config as cfg
 from t0jax import models
-from t0jax.models.heads import layout
+from t0jax.models.heads import head_group, layout
 from t0jax.models.transfer import transfer
 
 NLI = ("entailment", "neutral", "contradiction")
@@ -122,6 +122,21 @@ def test_a_bare_encoder_gets_a_pooler_and_heads_and_no_embedding_where_none_is_w
     assert {"pooler", "heads"} <= found.keys()
     assert "task_embedding" not in found
     assert jax.tree.structure(found) == jax.tree.structure(target.shapes)
+
+
+def test_a_group_of_other_outputs_gives_nothing():
+    source, params = trained()
+    target = network(head("binary", NLI[:2], group=TRAINED[0].group))
+    found = weights(target, moved(source, params, target), "binary")[0]
+    fresh = weights(target, jax.device_get(target.init(jax.random.key(3))), "binary")[0]
+    np.testing.assert_allclose(found, fresh, rtol=1e-6)
+
+
+def test_label_names_do_not_run_into_each_other():
+    joined, apart = (
+        head_group("classification", names) for names in (("a|b", "c"), ("a", "b", "c"))
+    )
+    assert joined != apart
 
 
 def test_the_same_model_is_given_back_as_it_is():

@@ -72,9 +72,10 @@ def check(config: Config) -> Config:
                 or data.length_buckets[0] < 1
                 or data.length_buckets[-1] != data.input_length
             ),
-            f"data.length_buckets {list(data.length_buckets)} must rise, from 1 at least to data.input_length "
+            f"data.length_buckets {list(data.length_buckets)} must rise and end with data.input_length, which is "
             f"{data.input_length}",
         ),
+        (data.rate_cap < 0, f"data.rate_cap {data.rate_cap} must be at least 1, or 0 for no limit"),
         (data.max_choices < 2, f"data.max_choices {data.max_choices} must be at least 2"),
         (
             config.model.architecture == "deberta"

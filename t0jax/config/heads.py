@@ -34,7 +34,7 @@ def head_group(kind: HeadKind, labels: Sequence[str]) -> str:
         return "multiple_choice"
     if kind == "regression" or not labels or all(_is_number(label) for label in labels):
         return ""
-    names = "|".join(map(normalised, labels))
+    names = "|".join(normalised(label).replace("|", "\\|") for label in labels)
     return f"token:{names}" if kind == "token_classification" else names
 
 

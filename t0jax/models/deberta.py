@@ -51,13 +51,17 @@ class LayerNorm(nnx.Module):
 
 @jax.custom_vjp
 def gelu(x: jax.Array) -> jax.Array:
-    """x Phi(x) with the exact error function, element-wise; its derivative keeps `x` alone."""
-    return x * _phi(x)
+    """x Phi(x) with the exact error function, element-wise; its derivative keeps `x` alone.
+
+    In float32 inside, as torch computes it: in bfloat16 1 + erf(x) loses all of the left tail.
+    """
+    x32 = x.astype(jnp.float32)
+    return (x32 * _phi(x32)).astype(x.dtype)
 
 
 def _phi(x: jax.Array) -> jax.Array:
-    """Share of a standard normal below `x`."""
-    return 0.5 * (1.0 + jax.lax.erf(x * np.sqrt(0.5).astype(x.dtype)))
+    """Share of a standard normal below `x`, float32."""
+    return 0.5 * (1.0 + jax.lax.erf(x * np.float32(np.sqrt(0.5))))
 
 
 def _gelu_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -65,8 +69,10 @@ def _gelu_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _gelu_backward(x: jax.Array, cotangent: jax.Array) -> tuple[jax.Array]:
-    density = jnp.exp(-0.5 * x * x) * np.sqrt(0.5 / np.pi).astype(x.dtype)
-    return (cotangent * (_phi(x) + x * density),)
+    x32 = x.astype(jnp.float32)
+    density = jnp.exp(-0.5 * x32 * x32) * np.float32(np.sqrt(0.5 / np.pi))
+    slope = _phi(x32) + x32 * density
+    return ((cotangent.astype(jnp.float32) * slope).astype(x.dtype),)
 
 
 gelu.defvjp(_gelu_forward, _gelu_backward)
@@ -262,7 +268,9 @@ class MultitaskEncoder(nnx.Module):
 
     def _task_vectors(self, task_ids: jax.Array, keep: jax.Array | None, x: jax.Array) -> jax.Array:
         """What is added to `x` [R, L, D]: of each row its task's vector, at the first token alone."""
-        vectors = self.task_embedding[...][task_ids].astype(x.dtype)  # [R, D]
+        # Whole rows, as in `Embedding`.
+        table = constrain(self.task_embedding[...], "tasks", "width")  # [T, D]
+        vectors = constrain(table[task_ids].astype(x.dtype), "batch", "width")  # [R, D]
         if keep is not None:
             vectors = vectors * keep[:, None].astype(x.dtype)  # [R, D]
         return jnp.pad(vectors[:, None], ((0, 0), (0, x.shape[1] - 1), (0, 0)))  # [R, L, D]

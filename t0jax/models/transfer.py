@@ -106,7 +106,11 @@ def _same_task(have: Sequence[Head], head: Head) -> int | None:
 
 def _of_group(have: Sequence[Head], head: Head, like: int | None) -> int | None:
     """The number of a head of the same group: `like`'s, or else the first."""
-    found = [n for n, other in enumerate(have) if head.group and other.group == head.group]
+    found = [
+        number
+        for number, other in enumerate(have)
+        if head.group and (other.group, other.columns) == (head.group, head.columns)
+    ]
     return like if like in found else next(iter(found), None)
 
 
