@@ -73,6 +73,7 @@ def main(argv: Sequence[str]) -> int:
     named = any(flag.startswith(("--model.", "--config")) for flag in rest)
     from t0jax import sharding, train
     from t0jax.classify import Multitask
+    from t0jax.data.registry import known_heads
 
     train.set_environment(settings)
     model = Multitask.load(
@@ -82,26 +83,13 @@ def main(argv: Sequence[str]) -> int:
         mesh=sharding.make_mesh(settings.mesh),
         compute=settings.model if named else None,
         adapters=options.adapters or None,
-        known=known_heads(options.module),
+        known=known_heads(options.module.split(",") if options.module else ()),
     )
     if options.list:
         show_tasks(model)
     else:
         answer(model, options, inputs(texts, options))
     return 0
-
-
-def known_heads(modules: str) -> dict[str, config.Head]:
-    """The heads of the structured tasks that modules register, by task."""
-    if not modules:
-        return {}
-    from t0jax.data.registry import import_tasks
-    from t0jax.data.structured.source import StructuredSource, seqio
-
-    import_tasks(modules.split(","))
-    sources = (seqio.TaskRegistry.get(name).source for name in seqio.TaskRegistry.names())
-    heads = (source.record.head() for source in sources if isinstance(source, StructuredSource))
-    return {head.task: head for head in heads}
 
 
 def take_texts(argv: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -8,10 +8,8 @@ python -m scripts.convert check CHECKPOINT DIR [--adapters DIR2]
 """
 
 import argparse
-import importlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 from t0jax import config
@@ -21,7 +19,6 @@ if TYPE_CHECKING:
 
     from t0jax import models
     from t0jax.checkpoint import LoadedModel
-    from t0jax.data.structured.records import Record
 
 TOLERANCE = 1e-4
 """Of logits, for sums in another order; the weights themselves are equal."""
@@ -78,6 +75,7 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
 def export(args: argparse.Namespace) -> int:
     from t0jax import checkpoint, convert
 
+    _check_targets(args.out, args.adapters)
     model = checkpoint.load_model(args.checkpoint, _mesh())
     vocabulary = args.vocabulary or model.vocabulary
     what = (model.params, model.network.config)
@@ -95,15 +93,31 @@ def export(args: argparse.Namespace) -> int:
     return 0
 
 
+def _check_targets(out: Path, adapters: Path | None) -> None:
+    """Before anything is written: neither folder may hold something else, nor one the other."""
+    from t0jax import convert
+
+    convert.check_replaceable(out)
+    if adapters is None:
+        return
+    convert.check_replaceable(adapters)
+    one, other = out.resolve(), adapters.resolve()
+    if one.is_relative_to(other) or other.is_relative_to(one):
+        raise convert.ConvertError(
+            f"{out} and --adapters {adapters} would replace each other; choose folders side by side"
+        )
+
+
 def import_(args: argparse.Namespace) -> int:
     from t0jax import checkpoint
+    from t0jax.data.registry import known_heads
 
     model = checkpoint.load_model(
         args.dir,
         _mesh(),
         allow_pickle=args.allow_pickle,
         adapters=args.adapters,
-        known=_known_heads(args.modules),
+        known=known_heads(args.modules),
     )
     checkpoint.save_model(args.out, model.params, model.network.config, model.vocabulary)
     print(f"{args.out}: a t0jax checkpoint at step 0")
@@ -139,24 +153,6 @@ def _same_tasks(
         return network, original.params
     params, config = convert.one_task(original.params, network.config, tasks[0].task)
     return build(config), params
-
-
-def _known_heads(modules: Sequence[str]) -> "dict[str, config.Head]":
-    """Of the records that modules declare, each task's head."""
-    if not modules:
-        return {}
-    found = (record for name in modules for record in _records(importlib.import_module(name)))
-    return {record.name: record.head() for record in found}
-
-
-def _records(module: ModuleType) -> "Iterator[Record]":
-    from t0jax.data.structured.records import Record
-
-    for value in vars(module).values():
-        if isinstance(value, Record):
-            yield value
-        elif isinstance(value, ModuleType) and value.__name__.startswith(f"{module.__name__}."):
-            yield from _records(value)
 
 
 def _mesh() -> "jax.sharding.Mesh":

@@ -151,12 +151,15 @@ def score(
 
     from t0jax import checkpoint, evaluate, models, processes, report, sharding, train
     from t0jax import results as results_lib
+    from t0jax.data.registry import known_heads
     from t0jax.metrics import note
 
     train.set_environment(settings)
     mesh = sharding.make_mesh(settings.mesh)
     note(f"model: reading {path}")
-    model = checkpoint.load_model(path, mesh, compute)
+    # Files of the published layout may leave out what the tasks' declarations say.
+    known = known_heads(settings.data.modules) if checkpoint.is_hugging_face(path) else {}
+    model = checkpoint.load_model(path, mesh, compute, known=known)
     mixture, view = settings.data.eval_mixture, settings.data.view
     note(f"data: opening {mixture}" + (f", view {view}" if view else ""))
     vocabulary = Path(settings.data.vocabulary) if settings.data.vocabulary else model.vocabulary

@@ -1,6 +1,7 @@
 """Using a multitask encoder, beside transformers' pipelines on the exported models."""
 
 import json
+import shutil
 
 import multitask_models as tiny_models
 import numpy as np
@@ -202,6 +203,26 @@ def test_zero_shot_on_a_published_model_is_the_pipelines(native, published):
         np.testing.assert_allclose(found["scores"], wanted["scores"], atol=1e-4)
 
 
+def test_a_main_classifier_of_no_task_answers_zero_shot(published, vocabulary, tmp_path):
+    """Tuned further than the task it came from: the pipeline's, beside the adapters and in a checkpoint."""
+    numpy = pytest.importorskip("safetensors.numpy")
+    transformers = pytest.importorskip("transformers")
+    main = shutil.copytree(published[0], tmp_path / "main")
+    tensors = numpy.load_file(main / "model.safetensors")
+    tensors["classifier.bias"] += np.array([1, 0, -2], np.float32)
+    numpy.save_file(tensors, main / "model.safetensors", {"format": "pt"})
+    theirs = transformers.pipeline("zero-shot-classification", str(main), device="cpu")
+    wanted = theirs(TEXTS[1], LABELS, multi_label=True)
+    loaded = classify.Multitask.load(main, adapters=published[1], mesh=one_device(), max_length=64)
+    checkpoint.save_model(tmp_path / "run", loaded.params, loaded.network.config, vocabulary)
+    again = classify.Multitask.load(tmp_path / "run", mesh=one_device(), max_length=64)
+    for model in (loaded, again):
+        assert model.zero_shot().head.task == "default"
+        found = model.zero_shot()(TEXTS[1], LABELS, multi_label=True)
+        assert found["labels"] == wanted["labels"]
+        np.testing.assert_allclose(found["scores"], wanted["scores"], atol=1e-4)
+
+
 def test_batches_do_not_change_answers(native):
     texts = tiny_models.sentences(40, seed=5, longest=40)
     together = native.classifier("tiny/sst2")(texts)
@@ -249,6 +270,9 @@ def test_errors_name_the_task_and_the_way_out(native):
         native.classifier("tiny/sst2")(3)
     with pytest.raises(classify.ClassifyError, match=r"no \{\} for the label"):
         native.zero_shot()("text", ["a"], "no place")
+    for template in ("This is {label}.", "{", "{1}", "{.x}"):
+        with pytest.raises(classify.ClassifyError, match=r"cannot be filled .* it has \{\} where"):
+            native.zero_shot()("text", ["a"], template)
     with pytest.raises(classify.ClassifyError, match="text and a candidate label"):
         native.zero_shot()("text", [])
     with pytest.raises(classify.ClassifyError, match="is regression; inference needs"):

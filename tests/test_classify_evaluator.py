@@ -13,7 +13,7 @@ import pytest
 from multitask_models import TAGS, head, sentences
 from structured_data import write_rows
 
-from t0jax import checkpoint, evaluate, models, processes, report, results, sharding
+from t0jax import checkpoint, convert, evaluate, models, processes, report, results, sharding
 from t0jax import config as cfg
 from t0jax.data.structured.pieces import PairPieces
 from t0jax.data.structured.records import Classification, MultipleChoice, TokenClassification
@@ -255,6 +255,12 @@ def test_the_report_shows_kinds_and_intervals(scored, tmp_path):
     table = report.compare_table([path])
     assert f"{found.tasks['tiny/stsb']['score']:.3f} [{low:.3f}, {high:.3f}]" in table
     assert "tiny/sst2" in table
+    (mean,) = (line for line in table.splitlines() if line.startswith("mean over 6 structured"))
+    assert f"  {found.mean_accuracy:.3f} [" in mean
+    task = folder.structured["tiny/sst2"]
+    low, high = task.interval_of("macro_f1")
+    assert low <= task.others["macro_f1"] <= high
+    assert "macro_f1" not in found.tasks["tiny/dream"]  # places of shuffled options are no classes
 
 
 def test_the_intervals_are_the_bootstraps(scored):
@@ -380,6 +386,23 @@ def test_a_t5_has_no_heads(tasks):
     network = models.build(cfg.Model(d_model=8, num_layers=1, num_heads=2, vocab_size=16))
     with pytest.raises(evaluate.EvaluationError, match="needs a multitask encoder"):
         make((network, None), None, tasks["sst"])
+
+
+def test_declared_tasks_tell_what_a_directory_leaves_out(
+    scored, tasks, model, vocabulary, tmp_path
+):
+    from scripts import evaluate as script
+
+    folder = convert.save_params(model[1], model[0].config, tmp_path / "hf", "float32", vocabulary)
+    about = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(about | {"kinds": None}))
+    command = ["--model", str(folder), "--mixture", tasks["tagged"]]
+    command += ["--module", "structured_data", "--evaluate.max_input_length", "40"]
+    assert script.main([*command, "--output", str(tmp_path / "out")]) == 0
+    found = json.loads((tmp_path / "out" / "results.json").read_text())["tasks"]
+    assert found["tiny/names"]["metrics"] == pytest.approx(
+        scored[1].tasks["tiny/names"]["metrics"], abs=1e-6
+    )
 
 
 MODULE = """

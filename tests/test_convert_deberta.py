@@ -401,6 +401,20 @@ def test_commands(multitask, vocabulary, tmp_path):
     assert script.main(["check", str(run), str(task)]) == 0
     with pytest.raises(cfg.ConfigError, match="no Hugging Face directory"):
         checkpoint.load_model(run, mesh, adapters=adapters)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").touch()
+    for out, heads, message in (
+        ("both", "both", "would replace each other"),
+        ("both", "both/adapters", "would replace each other"),
+        ("both/model", "both", "would replace each other"),
+        ("both", "other", "no export of t0jax"),
+        ("other", "both", "no export of t0jax"),
+    ):
+        with pytest.raises(convert.ConvertError, match=message):
+            script.main(
+                ["to-hf", f"{run}", f"{tmp_path / out}", "--adapters", f"{tmp_path / heads}"]
+            )
+        assert not (tmp_path / "both").exists()
 
 
 TWO_PROCESSES = """

@@ -15,6 +15,7 @@ from t0jax import config, models, sharding
 from t0jax.config.heads import head_group
 from t0jax.models.heads import layout
 from t0jax.objectives import multitask
+from t0jax.scoring.heads import program
 from t0jax.step import accumulate
 
 LENGTH, ROWS = 12, 40
@@ -74,7 +75,10 @@ def test_a_mixed_batch_is_the_sum_of_single_task_batches(params, items, whole):
 def test_losses_are_torchs_item_by_item(params, items, whole):
     total, right, row = 0.0, 0.0, 0
     batch = batch_of(items, sum(map(len, items)))
-    scores = jax.device_get(jax.jit(multitask.scores, static_argnums=0)(NETWORK, params, batch))
+    mesh, read = sharding.make_mesh(config.Mesh(), jax.devices()[:1]), batch | {"keep": None}
+    scores = {
+        of: np.asarray(program(MODEL, mesh, of)(params, read)) for of in ("sequence", "tokens")
+    }
     for item in items:
         own = {name: value[row : row + len(item)] for name, value in scores.items()}
         loss, correct = torch_item(item, own)

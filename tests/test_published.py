@@ -81,9 +81,11 @@ def one_directory(encoder, heads, tmp_path_factory):
     folder = tmp_path_factory.mktemp("published") / "hf"
     encoder.save_pretrained(folder)
     tensors = load_file(folder / "model.safetensors") | heads
-    for part in ("weight", "bias"):
-        tensors[f"classifier.{part}"] = heads[f"classifiers.0.{part}"].copy()
+    tensors["deberta.embeddings.position_ids"] = np.arange(32)[
+        None
+    ]  # as transformers once saved it
     save_file(tensors, folder / "model.safetensors")
+    own_classifier(folder, heads, 0)
     edit(folder, tasks=NAMES, classifiers_size=[[768, 2]] * len(TASKS))
     return folder
 
@@ -93,6 +95,7 @@ def apart(encoder, heads, tmp_path_factory):
     """The later form: a stock model, and the adapters in a folder of their own, with `Z` for `Z.weight`."""
     model, adapters = (tmp_path_factory.mktemp("apart") / name for name in ("hf", "adapters"))
     encoder.save_pretrained(model)
+    own_classifier(model, heads, 0)
     edit(model, tasks=NAMES, classifiers_size=[n for n, _ in TASKS.values()])
     adapters.mkdir()
     save_file(
@@ -102,6 +105,14 @@ def apart(encoder, heads, tmp_path_factory):
     labels = [list(NLI), list(NLI), *[None] * (len(TASKS) - 2)]
     edit(adapters, model_type="deberta-v2", tasks=NAMES, labels_list=labels)
     return model, adapters
+
+
+def own_classifier(folder, heads, task, add=0.0):
+    """Makes the main classifier that of a task, its bias trained further."""
+    tensors = load_file(folder / "model.safetensors")
+    tensors["classifier.weight"] = heads[f"classifiers.{task}.weight"].copy()
+    tensors["classifier.bias"] = heads[f"classifiers.{task}.bias"] + np.float32(add)
+    save_file(tensors, folder / "model.safetensors")
 
 
 def edit(folder, **changes):
@@ -204,9 +215,12 @@ def test_adapters_apart_give_the_same(apart, imported):
     assert not alone.task_embedding
 
 
-def test_without_knowledge_of_the_tasks(one_directory):
+def test_without_knowledge_of_the_tasks(one_directory, caplog):
     heads = {head.task: head for head in convert.read_config(one_directory).heads}
-    assert heads["glue/stsb"].kind == "multiple_choice"
+    assert heads["glue/stsb"].kind == "regression"  # shares its weights with no other
+    assert heads["dream"].kind == "multiple_choice"
+    assert "regression: glue/stsb;" in caplog.text
+    assert "multiple_choice: hh-rlhf, cosmos_qa, dream" in caplog.text
     assert heads["conll"].kind == "classification"
     assert heads["glue/sst2"].labels == ("LABEL_0", "LABEL_1")
     assert heads["glue/sst2"].group == heads["rotten_tomatoes"].group == "shared with glue/sst2"
@@ -220,8 +234,45 @@ def test_an_export_is_the_same_files(one_directory, imported, tmp_path):
     assert convert.read_config(again) == network.config
     jax.tree.map(np.testing.assert_array_equal, load(again)[1], params)
     theirs, ours = (load_file(f / "model.safetensors") for f in (one_directory, again))
+    del theirs["deberta.embeddings.position_ids"]
     assert theirs.keys() == ours.keys()
     assert all(theirs[name].tobytes() == ours[name].tobytes() for name in theirs)
+
+
+@pytest.mark.parametrize(
+    ("task", "add"), [("anli/a1", 0.0), ("anli/a1", 0.5), ("glue/sst2", 0.0), ("conll", 0.5)]
+)
+def test_the_models_own_classifier_stays(task, add, one_directory, heads, tmp_path):
+    """Whichever task's it is, or none's: of the encoder's answers, of exports and of checkpoints."""
+    number = NAMES.index(task)
+    folder = shutil.copytree(one_directory, tmp_path / "hf")
+    own_classifier(folder, heads, number, add)
+    token = task == "conll"
+    names = SENTIMENT if task == "glue/sst2" else KNOWN["conll"].labels if token else NLI
+    kind = "Token" if token else "Sequence"
+    edit(
+        folder, architectures=[f"DebertaV2For{kind}Classification"], id2label=dict(enumerate(names))
+    )
+    network, params = load(folder, known=KNOWN)
+    head = network.config.heads[-1]
+    assert [h.task for h in network.config.heads] == [*NAMES, "default"]
+    assert (head.kind, head.labels) == (
+        "token_classification" if token else "classification",
+        names,
+    )
+    assert head.group == network.config.heads[number].group != ""
+    assert convert.main_task(network.config) == "default"
+    nli = convert.inference_head(network.config.heads)
+    assert nli == (len(NAMES) if names == NLI else None)
+    np.testing.assert_array_equal(params["task_embedding"][-1], np.zeros(WIDTH))
+    again = convert.save_params(params, network.config, tmp_path / "again")
+    theirs, ours = (load_file(f / "model.safetensors") for f in (folder, again))
+    del theirs["deberta.embeddings.position_ids"]
+    assert all(theirs[n].tobytes() == ours[n].tobytes() for n in theirs if n != "Z.weight")
+    assert convert.read_config(again) == network.config
+    adapters = convert.save_adapters(params, network.config, tmp_path / "adapters")
+    main = convert.save_task(params, network.config, "default", tmp_path / "main", fold=False)
+    assert convert.read_config(main, adapters=adapters) == network.config
 
 
 def test_a_checkpoint_with_names_from_declared_tasks(one_directory, heads, tmp_path, monkeypatch):
@@ -230,7 +281,10 @@ def test_a_checkpoint_with_names_from_declared_tasks(one_directory, heads, tmp_p
 
     (tmp_path / "mine.py").write_text(
         "from t0jax.data.structured.records import Classification\n"
-        "sst2 = Classification(dataset='glue/sst2', sentence1='sentence', labels=('bad', 'good'))\n"
+        "from t0jax.data.structured.source import add_task\n"
+        "labels = ('bad', 'good')\n"
+        "record = Classification(dataset='mine', name='glue/sst2', sentence1='sentence', labels=labels)\n"
+        "add_task(record, 'mine_sst2')\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     run = tmp_path / "run"
@@ -310,6 +364,25 @@ def test_names_may_repeat(one_directory, tmp_path):
     folder = shutil.copytree(one_directory, tmp_path / "hf")
     edit(folder, tasks=["a", "b", "a", *NAMES[3:]])
     assert [head.task for head in convert.read_config(folder).heads[:3]] == ["a", "b", "a#2"]
+    edit(folder, tasks=["a#2", "a", "a", *NAMES[3:]])
+    assert [head.task for head in convert.read_config(folder).heads[:3]] == ["a#2", "a", "a#3"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({}, "no map of tensors to files"),
+        ({"weight_map": ["a"]}, "no map of tensors to files"),
+        ({"weight_map": {"a": 3}}, "names 3, which"),
+        ({"weight_map": {"a": "../model.safetensors"}}, "no file of its folder"),
+        ({"weight_map": {"a": "/model.safetensors"}}, "no file of its folder"),
+        (["a"], "holds a list"),
+    ],
+)
+def test_indices_that_name_no_files(content, message, tmp_path):
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(content))
+    with pytest.raises(convert.ConvertError, match=message):
+        convert.open_tensors(tmp_path)
 
 
 def test_adapters_hold_heads_alone(apart, tmp_path):

@@ -86,6 +86,20 @@ def test_several_labels_are_scikit_learns(seed):
     assert values["exact_match"][0] == pytest.approx(metrics.accuracy_score(gold, given))
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_macro_f1_of_weighted_classes_is_scikit_learns(seed):
+    metrics = pytest.importorskip("sklearn.metrics")
+    rng = np.random.default_rng(seed)
+    gold, given = rng.integers(0, 5, (2, 12))
+    lines = [{"gold": [int(a)], "prediction": int(b)} for a, b in zip(gold, given, strict=True)]
+    drawn = rng.integers(0, 12, 12)
+    weights = np.stack([np.ones(12), np.bincount(drawn, minlength=12)])
+    values = structured.measure("classification", lines, (), weights)["macro_f1"]
+    for number, rows in enumerate((np.arange(12), drawn)):
+        wanted = metrics.f1_score(gold[rows], given[rows], average="macro")
+        assert values[number] == pytest.approx(wanted)
+
+
 def test_the_most_frequent_answer():
     assert structured.majority("classification", [0, 1, 1, 1]) == 0.75
     assert structured.majority("token_classification", [["O", "O"], ["B-A"]]) == pytest.approx(

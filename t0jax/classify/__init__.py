@@ -17,10 +17,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from t0jax import checkpoint, sharding
+from t0jax import checkpoint, convert, sharding
 from t0jax import config as config_lib
 from t0jax.classify import inputs, outputs
-from t0jax.classify.inference import ZeroShot, choose_head
+from t0jax.classify.inference import ZeroShot
 from t0jax.classify.inputs import ClassifyError
 from t0jax.classify.outputs import Answer
 from t0jax.config import Head
@@ -131,7 +131,7 @@ class Multitask:
         """Classification by any labels, by a head of natural language inference.
 
         Args:
-            task: whose head; when empty one is chosen (`inference.choose_head`).
+            task: whose head; when empty one is chosen (`convert.inference_head`).
             task_embedding: add the task's embedding; None does so for a task that is named alone, for a text that is
                 asked about anything belongs to no task.
 
@@ -146,7 +146,7 @@ class Multitask:
         return self._inference(task, task_embedding)
 
     def _inference(self, task: str, task_embedding: bool | None) -> "Classifier":
-        chosen = inputs.find_task(self.tasks, task) if task else choose_head(self.heads)
+        chosen = inputs.find_task(self.tasks, task) if task else convert.inference_head(self.heads)
         if chosen is None:
             raise ClassifyError(
                 "none of the model's heads has a label `entailment`; name the task whose head to use"
@@ -215,7 +215,9 @@ class Classifier:
 
         Returns:
             For each input a list of {"label", "score"}: labels by falling probability, of multi-label tasks by that of
-            each, of regression the value; options with their `index`; every word with its likeliest label.
+            each, of regression the value; options with their `index`; every word with its likeliest label. A directory
+            of one output that names no `problem_type` is a regression, as in transformers' training; its pipeline
+            puts a sigmoid on the value of such a one.
 
         Raises:
             ClassifyError: an input that the task does not take.

@@ -11,16 +11,11 @@ import numpy as np
 
 from t0jax.classify.inputs import ClassifyError
 from t0jax.config import Head
-from t0jax.config.heads import normalised
 from t0jax.scoring.heads import log_softmax
 
 log = logging.getLogger("t0jax")
 
 TEMPLATE = "This example is {}."
-NLI = {"entailment", "neutral", "contradiction"}
-PREFERRED = ("zero-shot-label-nli", "glue/mnli", "mnli")
-"""Ends of task names, in the order in which their heads are taken when none is named."""
-
 Logits = Callable[[Sequence[tuple[str, str]]], list[np.ndarray]]
 """(premise, hypothesis) pairs -> outputs of the head, [labels] each."""
 
@@ -61,7 +56,7 @@ class ZeroShot:
         labels = _labels(candidate_labels)
         _check(sequences, labels, hypothesis_template)
         texts = [sequences] if isinstance(sequences, str) else list(sequences)
-        hypotheses = [hypothesis_template.format(label) for label in labels]
+        hypotheses = [_filled(hypothesis_template, label) for label in labels]
         pairs = [(text, hypothesis) for text in texts for hypothesis in hypotheses]
         logits = np.stack(self._logits(pairs)).reshape(len(texts), len(labels), -1)
         found = [
@@ -91,23 +86,6 @@ def entailment_ids(labels: Sequence[str]) -> tuple[int, int]:
     return entailment, len(labels) - 1 if entailment == 0 else 0
 
 
-def choose_head(heads: Sequence[Head]) -> int | None:
-    """The number of the head to use when none is named: of inference with three labels, else one that has entailment.
-
-    Of several those of `PREFERRED` come first; a model's only head is taken whatever its labels. None where no head
-    will do.
-    """
-    classes = [k for k, head in enumerate(heads) if head.kind == "classification"]
-    names = {k: {normalised(label) for label in heads[k].labels} for k in classes}
-    three = [k for k in classes if names[k] == NLI]
-    two = [k for k in classes if any(label.startswith("entail") for label in names[k])]
-    found = three or two or (classes if len(heads) == 1 else [])
-    ends = [end for end in PREFERRED if any(heads[k].task.endswith(end) for k in found)]
-    if ends:
-        return next(k for k in found if heads[k].task.endswith(ends[0]))
-    return found[0] if found else None
-
-
 def _labels(given: str | Sequence[str]) -> list[str]:
     labels = given.split(",") if isinstance(given, str) else list(given)
     return (
@@ -121,8 +99,17 @@ def _check(sequences: Any, labels: Sequence[str], template: str) -> None:
     texts = [sequences] if isinstance(sequences, str) else list(sequences)
     if not all(isinstance(text, str) for text in [*texts, *labels]):
         raise ClassifyError("zero-shot classification takes texts and labels that are texts")
-    if template.format(labels[0]) == template:
+    if _filled(template, labels[0]) == template:
         raise ClassifyError(f"the hypothesis template {template!r} has no {{}} for the label")
+
+
+def _filled(template: str, label: str) -> str:
+    try:
+        return template.format(label)
+    except (LookupError, ValueError, AttributeError) as error:
+        raise ClassifyError(
+            f"the hypothesis template {template!r} cannot be filled ({error!r}); it has {{}} where the label goes"
+        ) from None
 
 
 def _sorted(text: str, labels: Sequence[str], scores: np.ndarray) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from t0jax import models
 from t0jax.convert.comparing import logit_difference, stored_dtype
 from t0jax.convert.entries import Bounds, Entry
 from t0jax.convert.files import ConvertError, Source, Tensor, check_vocabulary, open_tensors
+from t0jax.convert.main_head import inference_head
 from t0jax.convert.names import ARCHITECTURES, hf_config, name_table, of, read_source
 from t0jax.convert.tasks import main_task, one_task, save_adapters, save_task
 from t0jax.convert.writing import check_replaceable, hf_tensors, save_params
@@ -28,6 +29,7 @@ __all__ = [
     "check_vocabulary",
     "hf_config",
     "hf_tensors",
+    "inference_head",
     "load_params",
     "logit_difference",
     "main_task",

@@ -16,6 +16,7 @@ from t0jax import models
 from t0jax.convert import published
 from t0jax.convert.entries import Entry, table_of
 from t0jax.convert.files import ConvertError, Source, Tensor, check_vocabulary, write_json
+from t0jax.convert.main_head import main_task
 from t0jax.data.structured.pieces import PairPieces
 from t0jax.models import heads as head_banks
 
@@ -24,7 +25,6 @@ VOCABULARY_FILE = "spm.model"
 CLS_ID = 1
 """Of [CLS], the first token of every row."""
 EMBEDDING = "deberta.embeddings.word_embeddings.weight"
-CLASSIFIER = ("classifier.weight", "classifier.bias")
 
 _LAYER = "deberta.encoder.layer.{layer}"
 _LINEAR = {  # kernel -> module; its bias beside it
@@ -70,7 +70,7 @@ def name_table(network: models.Network) -> list[Entry]:
     table = encoder_table(network)
     if is_stock(config):
         return table + [e for task in range(len(config.heads)) for e in classifier(network, task)]
-    main = published.main_task(config.heads)
+    main = main_task(config.heads)
     copies = [dataclasses.replace(entry, copy=True) for entry in classifier(network, main)]
     return table + published.head_table(network) + copies
 
@@ -92,8 +92,8 @@ def classifier(network: models.Network, task: int) -> list[Entry]:
     size = int(places.sizes[task])
     entries = []
     for path, name, first in (
-        (("heads", bank), CLASSIFIER[0], int(places.columns[task])),
-        (("heads", f"{bank}_bias"), CLASSIFIER[1], int(places.biases[task])),
+        (("heads", bank), published.CLASSIFIER[0], int(places.columns[task])),
+        (("heads", f"{bank}_bias"), published.CLASSIFIER[1], int(places.biases[task])),
     ):
         shape = network.shapes[path[0]][path[1]].shape
         spans = ((first, first + size),)
@@ -113,7 +113,10 @@ def find_tensors(source: Source, config: cfg.Model) -> dict[str, Tensor]:
     ]
     heads = published.find_tensors(source)
     if heads or not config.heads:  # the main classifier is one of theirs, or of no task
-        unread += CLASSIFIER
+        unread += published.CLASSIFIER
+    last = len(config.heads) - 1
+    if heads and last >= 0 and f"classifiers.{last}.weight" not in heads:  # it is a task of its own
+        heads = published.add_classifier(heads, published.own_classifier(source), last)
     if all(head.kind == "token_classification" for head in config.heads):
         unread += ("pooler.dense.weight", "pooler.dense.bias")
     if heads and is_stock(config):
@@ -191,7 +194,10 @@ def read_config(source: Source) -> cfg.Model:
         if found.get(key) not in (None, usual):
             raise ConvertError(f"{path}: {key} {found[key]!r} is not {usual}, as DeBERTa-v3 has it")
     bank = published.read_heads(source)
-    own = _stock_heads(source) if bank is None else bank.heads
+    if bank is None:
+        own = _stock_heads(source)
+    else:
+        own = published.with_main(source, bank.heads, lambda: _stock_heads(source))
     return cfg.Model(
         architecture="deberta",
         **sizes,
@@ -273,7 +279,7 @@ def hf_config(config: cfg.Model, dtype: str) -> dict[str, Any]:
     """The `config.json` of an export, for transformers 4 and 5: its main task is what a stock model is."""
     about = encoder_config(config, dtype)
     if config.heads:
-        about |= head_config(config.heads[published.main_task(config.heads)])
+        about |= head_config(config.heads[main_task(config.heads)])
     else:
         about["architectures"] = ["DebertaV2Model"]
     return about if is_stock(config) else about | published.describe(config.heads)

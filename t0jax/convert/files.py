@@ -94,7 +94,8 @@ def open_tensors(hf_dir: str | Path, allow_pickle: bool = False) -> dict[str, Te
             continue
         if opener is _open_pickle and not allow_pickle:
             raise ConvertError(
-                f"{hf_dir} holds {stem} and no safetensors; a pickle is read only with --allow_pickle"
+                f"{hf_dir} holds {stem} and no safetensors; a pickle is read only with --allow_pickle: "
+                f"`python -m scripts.convert from-hf {hf_dir} RUN --allow_pickle` makes it a run to use instead"
             )
         return {name: tensor for file in files for name, tensor in opener(file).items()}
     raise ConvertError(f"{hf_dir} holds neither model.safetensors nor pytorch_model.bin")
@@ -104,13 +105,24 @@ def _files(hf_dir: Path, stem: str) -> list[Path]:
     index = hf_dir / f"{stem}.index.json"
     if not index.exists():
         return [hf_dir / stem] if (hf_dir / stem).exists() else []
-    files = [hf_dir / name for name in sorted(set(read_json(index)["weight_map"].values()))]
+    files = [hf_dir / name for name in _named_files(index)]
     for file in files:
         if not file.exists():
             raise ConvertError(
                 f"{file} is named by {index.name} but does not exist; fetch it again"
             )
     return files
+
+
+def _named_files(index: Path) -> list[str]:
+    """The files that an index names; it may be a stranger's, so they lie beside it."""
+    places = read_json(index).get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise ConvertError(f"{index}: `weight_map` is no map of tensors to files; fetch it again")
+    for name in places.values():
+        if not isinstance(name, str) or name in ("", "..") or name != Path(name).name:
+            raise ConvertError(f"{index} names {name!r}, which is no file of its folder")
+    return sorted(set(places.values()))
 
 
 def _open_safetensors(file: Path) -> dict[str, Tensor]:
@@ -129,12 +141,14 @@ def _open_safetensors(file: Path) -> dict[str, Tensor]:
 
 
 def _tensor(file: Path, name: str, start: int, found: Mapping[str, Any]) -> Tensor:
-    if found["dtype"] not in DTYPES:
-        raise ConvertError(f"{file}: {name} is of {found['dtype']}; {', '.join(DTYPES)} are read")
-    dtype, shape = DTYPES[found["dtype"]], tuple(found["shape"])
+    kind, shape = found["dtype"], tuple(found["shape"])
+    # Older transformers saved integers, position_ids say, that no model reads.
+    dtype = DTYPES.get(kind, np.dtype(np.uint8))
     row, start = int(np.prod(shape[1:])), start + found["data_offsets"][0]
 
     def read(rows: slice) -> np.ndarray:
+        if kind not in DTYPES:
+            raise ConvertError(f"{file}: {name} is of {kind}; {', '.join(DTYPES)} are read")
         values = np.empty((rows.stop - rows.start, *shape[1:]), dtype)
         with file.open("rb", buffering=0) as stream:
             stream.seek(start + rows.start * row * dtype.itemsize)

@@ -3,15 +3,17 @@
 `Z.weight` [tasks, width] (or `Z`), `classifiers.N.weight` [outputs, width] and `classifiers.N.bias` [outputs], beside a
 stock model's tensors or in a folder of their own, the adapters. `config.json` names the tasks; what it says of sizes
 was written in several ways and is not read: tensors have shapes. Kinds and groups of heads are said by files written
-here alone. Elsewhere a kind is that which the caller knows of the task, else it follows from the number of outputs, and
-heads share weights where these are equal byte for byte.
+here alone. Elsewhere a kind is that which the caller knows of the task, else it is guessed from the number of outputs,
+and heads share weights where these are equal byte for byte. The stock model's classifier, which need be no task's,
+stays what the model is without a task: where it is not the head that `main_task` takes, it is one more, named `MAIN`.
 """
 
 import dataclasses
 import hashlib
+import itertools
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from t0jax import models
 from t0jax.config.heads import head_group
 from t0jax.convert.entries import Entry
 from t0jax.convert.files import ConvertError, Source, Tensor, open_tensors, read_json
+from t0jax.convert.main_head import MAIN, main_task
 from t0jax.models import heads as head_banks
 
 log = logging.getLogger("t0jax")
@@ -30,7 +33,8 @@ HEAD_TENSOR = re.compile(r"Z|Z\.weight|classifiers\.(\d+)\.(?:weight|bias)")
 TASK_EMBEDDING = "Z.weight"
 FOLDED = "folded_task_embedding"
 """Key of `config.json`: the task whose embedding is part of [CLS]'s."""
-NLI = ("entailment", "neutral", "contradiction")
+CLASSIFIER = ("classifier.weight", "classifier.bias")
+"""The main task's head, as a stock model has it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,13 +43,6 @@ class Bank:
 
     heads: tuple[cfg.Head, ...]
     task_embedding: bool
-
-
-def main_task(heads: Sequence[cfg.Head]) -> int:
-    """The task that the model is when no task is named: natural language inference, else the first sequence head."""
-    sequence = [i for i, head in enumerate(heads) if head.kind != "token_classification"]
-    inference = [i for i in sequence if heads[i].labels == NLI]
-    return (inference or sequence or [0])[0]
 
 
 def head_table(network: models.Network) -> list[Entry]:
@@ -135,8 +132,14 @@ def read_heads(source: Source) -> Bank | None:
         raise ConvertError(
             f"{where}: Z has shape {tensors[TASK_EMBEDDING].shape}, but there are {len(tasks)} classifiers"
         )
-    kinds = _kinds(about, tasks, sizes, source.known, where)
-    marks = _marks(tensors, kinds)
+    digests = [_digest(tensors[f"classifiers.{task}.weight"]) for task in range(len(tasks))]
+    kinds = _said_kinds(about, tasks, sizes, where) or _guess_kinds(
+        tasks, sizes, digests, source.known, where
+    )
+    marks = [
+        ("token:" if kind == "token_classification" else "") + digest
+        for kind, digest in zip(kinds, digests, strict=True)
+    ]
     labels = _labels(about, tasks, kinds, sizes, source.known)
     _name_main(labels, marks, source)
     groups = _said_groups(about, tasks, marks, where) or _found_groups(tasks, kinds, labels, marks)
@@ -145,6 +148,96 @@ def read_heads(source: Source) -> Bank | None:
         for task, kind, names, size, group in zip(tasks, kinds, labels, sizes, groups, strict=True)
     ]
     return Bank(tuple(heads), TASK_EMBEDDING in tensors)
+
+
+def with_main(
+    source: Source, heads: tuple[cfg.Head, ...], stock: Callable[[], Sequence[cfg.Head]]
+) -> tuple[cfg.Head, ...]:
+    """`heads`, and one more named `MAIN` where the directory's own classifier is not that of their main task.
+
+    Args:
+        source: the directory.
+        heads: those of the published layout.
+        stock: gives the head that its `config.json` describes, if any.
+    """
+    own = own_classifier(source)
+    if not own:
+        return heads
+    wanted, found = [_digest(tensor) for tensor in own], find_tensors(source)
+
+    def same(task: int, part: int) -> bool:
+        return _digest(found[f"classifiers.{task}.{('weight', 'bias')[part]}"]) == wanted[part]
+
+    first = main_task(heads)
+    if same(first, 0) and same(first, 1):
+        return heads
+    described = stock()
+    if not described:
+        log.warning("%s: its own classifier is of no known kind and left out", source.path)
+        return heads
+    head = _of_size(described[0], own[0].shape[0])
+    bank = _is_token(head)
+    alike = [k for k, other in enumerate(heads) if _is_token(other) == bank and same(k, 0)]
+    return _joined(heads, head, alike)
+
+
+def _is_token(head: cfg.Head) -> bool:
+    return head.kind == "token_classification"
+
+
+def own_classifier(source: Source) -> tuple[Tensor, ...]:
+    """Weight and bias of the directory's own classifier; nothing where it has none."""
+    if not all(name in source.tensors for name in CLASSIFIER):
+        return ()
+    weight, bias = (source.tensors[name] for name in CLASSIFIER)
+    return (weight, bias) if len(weight.shape) == 2 and bias.shape == weight.shape[:1] else ()
+
+
+def add_classifier(
+    heads: Mapping[str, Tensor], classifier: Sequence[Tensor], number: int
+) -> dict[str, Tensor]:
+    """The tensors of all heads with those of one more task, whose embedding is zero."""
+    added = dict(heads)
+    for part, tensor in zip(("weight", "bias"), classifier, strict=True):
+        added[f"classifiers.{number}.{part}"] = tensor
+    if TASK_EMBEDDING in heads:
+        added[TASK_EMBEDDING] = _with_zeros(heads[TASK_EMBEDDING])
+    return added
+
+
+def _with_zeros(tensor: Tensor) -> Tensor:
+    """One row more."""
+    count, *others = tensor.shape
+
+    def read(rows: slice) -> np.ndarray:
+        found = tensor.read(slice(min(rows.start, count), min(rows.stop, count)))
+        zeros = np.zeros((rows.stop - rows.start - len(found), *others), found.dtype)
+        return np.concatenate([found, zeros])
+
+    return Tensor((count + 1, *others), tensor.itemsize, read)
+
+
+def _of_size(head: cfg.Head, outputs: int) -> cfg.Head:
+    """What `config.json` says of a classifier as far as its tensors are so."""
+    if head.columns == outputs:
+        return head
+    kind = head.kind if head.labels else "classification"
+    return dataclasses.replace(head, kind=kind, labels=unnamed(outputs))
+
+
+def _joined(
+    heads: tuple[cfg.Head, ...], head: cfg.Head, alike: Sequence[int]
+) -> tuple[cfg.Head, ...]:
+    """`heads` and `head` as `MAIN`, which shares the weights of `alike`."""
+    several, group = list(heads), ""
+    if alike:
+        group = heads[alike[0]].group or f"shared with {heads[alike[0]].task}"
+        several[alike[0]] = dataclasses.replace(heads[alike[0]], group=group)
+    names = {head.task for head in heads}
+    for number, other in enumerate(several):  # an earlier import's, whose file was trained further
+        if other.task == MAIN:
+            several[number] = dataclasses.replace(other, task=_free(MAIN, names))
+    return (*several, dataclasses.replace(head, task=MAIN, group=group))
 
 
 def unnamed(count: int) -> tuple[str, ...]:
@@ -179,9 +272,13 @@ def _names(about: Mapping[str, Any], tensors: Mapping[str, Tensor], where: Path)
         raise ConvertError(f"{where}: config.json names {len(tasks)} tasks for {count} classifiers")
     names: list[str] = []
     for task in tasks:
-        number = sum(name == task or name.rpartition("#")[0] == task for name in names)
-        names.append(f"{task}#{number + 1}" if number else task)
+        names.append(_free(task, {*names, *tasks}) if task in names else task)
     return names
+
+
+def _free(task: str, taken: Collection[str]) -> str:
+    """A name for one more task of this name."""
+    return next(name for n in itertools.count(2) if (name := f"{task}#{n}") not in taken)
 
 
 def _outputs(tensors: Mapping[str, Tensor], task: int, where: Path) -> int:
@@ -198,16 +295,12 @@ def _outputs(tensors: Mapping[str, Tensor], task: int, where: Path) -> int:
     return weight[0]
 
 
-def _kinds(
-    about: Mapping[str, Any],
-    tasks: Sequence[str],
-    sizes: Sequence[int],
-    known: Mapping[str, cfg.Head],
-    where: Path,
-) -> list[cfg.HeadKind]:
+def _said_kinds(
+    about: Mapping[str, Any], tasks: Sequence[str], sizes: Sequence[int], where: Path
+) -> list[cfg.HeadKind] | None:
     said = about.get("kinds")
     if said is None:
-        return [_guess_kind(known.get(t), n) for t, n in zip(tasks, sizes, strict=True)]
+        return None
     if not isinstance(said, list) or len(said) != len(tasks):
         raise ConvertError(f"{where}: config.json's `kinds` is no list of {len(tasks)}, one a task")
     for task, kind, size in zip(tasks, said, sizes, strict=True):
@@ -223,19 +316,31 @@ def _fits(kind: cfg.HeadKind, outputs: int) -> bool:
     return outputs == 1 or kind not in ("regression", "multiple_choice")
 
 
-def _guess_kind(known: cfg.Head | None, outputs: int) -> cfg.HeadKind:
-    if known is not None and _fits(known.kind, outputs):
-        return known.kind
-    return "multiple_choice" if outputs == 1 else "classification"
-
-
-def _marks(tensors: Mapping[str, Tensor], kinds: Sequence[cfg.HeadKind]) -> list[str]:
-    """Of each task, what is equal where heads may share their weights: sequence and token heads never do."""
-    weights = (tensors[f"classifiers.{task}.weight"] for task in range(len(kinds)))
-    return [
-        ("token:" if kind == "token_classification" else "") + _digest(weight)
-        for kind, weight in zip(kinds, weights, strict=True)
-    ]
+def _guess_kinds(
+    tasks: Sequence[str],
+    sizes: Sequence[int],
+    digests: Sequence[str],
+    known: Mapping[str, cfg.Head],
+    where: Path,
+) -> list[cfg.HeadKind]:
+    """What the caller knows, else by outputs; of those with one multiple choices share weights, regressions do not."""
+    kinds: list[cfg.HeadKind] = []
+    guessed: dict[str, list[str]] = {}
+    for task, size, digest in zip(tasks, sizes, digests, strict=True):
+        if task in known and _fits(known[task].kind, size):
+            kinds.append(known[task].kind)
+            continue
+        one = "multiple_choice" if digests.count(digest) > 1 else "regression"
+        kinds.append(one if size == 1 else "classification")
+        guessed.setdefault(kinds[-1], []).append(task)
+    if guessed:
+        log.warning(
+            "%s does not say the kinds of its tasks; guessed from their outputs: %s. Name the modules that declare "
+            "the tasks, tasks.tasksource say: scripts.convert --modules, scripts.classify and .evaluate --module",
+            where,
+            "; ".join(f"{kind}: {', '.join(names)}" for kind, names in guessed.items()),
+        )
+    return kinds
 
 
 def _digest(tensor: Tensor) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 from t0jax import config as cfg
 from t0jax import models
 from t0jax.convert import deberta_names as names
-from t0jax.convert import published
+from t0jax.convert import main_head, published
 from t0jax.convert.files import ConvertError, Source
 from t0jax.convert.names import hf_config, marked
 from t0jax.convert.writing import DTYPES, SHARD_BYTES, Export, row_of, write
@@ -110,14 +110,14 @@ def one_task(
 
 
 def main_task(config: cfg.Model) -> str:
-    """The task that an export of the whole model is as a stock model; see `published.main_task`.
+    """The task that an export of the whole model is as a stock model; see `main_head.main_task`.
 
     Raises:
         ConvertError: the model has no heads.
     """
     if not config.heads:
         raise ConvertError("the model has no heads, so no task to be the main one")
-    return config.heads[published.main_task(config.heads)].task
+    return config.heads[main_head.main_task(config.heads)].task
 
 
 def _number(config: cfg.Model, task: str) -> int:

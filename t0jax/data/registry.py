@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from t0jax.config import ConfigError, Data
+from t0jax.config import ConfigError, Data, Head
 from t0jax.data.vocabulary import EXTRA_IDS
 
 _SHOWN = 5
@@ -63,6 +63,24 @@ def find_tasks(data: Data) -> dict[str, float]:
         modules = ", ".join(data.modules) or "no modules, for data.modules is empty,"
         raise ConfigError(f"data.mixture: {modules} register no {data.mixture!r}{hint}")
     return {name: rate for name, rate in sorted(members(data.mixture).items()) if rate > 0}
+
+
+def known_heads(modules: Sequence[str]) -> dict[str, Head]:
+    """The heads of all structured tasks registered once `modules` are imported, by task; none without modules.
+
+    Raises:
+      ConfigError: there is no such module.
+    """
+    if not modules:
+        return {}
+    import_tasks(modules)
+    import seqio
+
+    from t0jax.data.structured.source import StructuredSource
+
+    sources = (seqio.TaskRegistry.get(name).source for name in seqio.TaskRegistry.names())
+    heads = (source.record.head() for source in sources if isinstance(source, StructuredSource))
+    return {head.task: head for head in heads}
 
 
 def reads_by_index(task_name: str) -> bool:

@@ -133,7 +133,7 @@ class ClassifyEvaluator(Evaluation):
         kind = task.record.kind
         ranked = kind in RANKED
         targets = [row.correct[0] if ranked else row.target for row in rows]
-        rates = _ranked(rows) if ranked else _answered(kind, rows, task.labels)
+        rates = _ranked(kind, rows) if ranked else _answered(kind, rows, task.labels)
         return {
             "kind": kind,
             **rates,
@@ -176,13 +176,11 @@ def tags(labels: Sequence[str], item: Any, logits: np.ndarray) -> tuple[list[str
     return [right for right, _ in pairs], [found for _, found in pairs]
 
 
-def _ranked(rows: Sequence[ScoredRow]) -> dict[str, float]:
-    gold, predicted = [row.gold for row in rows], [row.prediction for row in rows]
-    return {
-        "accuracy": accuracy(rows),
-        "macro_f1": macro_f1(gold, predicted),
-        "chance": chance(rows),
-    }
+def _ranked(kind: str, rows: Sequence[ScoredRow]) -> dict[str, float]:
+    rates = {"accuracy": accuracy(rows), "chance": chance(rows)}
+    if kind == "classification":  # places of shuffled options are no classes
+        rates["macro_f1"] = macro_f1([row.gold for row in rows], [row.prediction for row in rows])
+    return rates
 
 
 def _answered(kind: str, rows: Sequence[AnsweredRow], labels: Sequence[str]) -> dict[str, Any]:

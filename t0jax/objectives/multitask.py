@@ -1,4 +1,4 @@
-"""Many structured tasks in one batch: the loss of each row's own head, and the outputs that scoring reads.
+"""Many structured tasks in one batch: the loss of each row's own head.
 
 A batch of R rows of length L (int32 but where said): `encoder_input_tokens` [R, L], `encoder_segment_ids` [R, L] with 0
 on padding, `task_ids` [R], `item_ids` [R] (equal for the options of one question and else unique), `label_ids` [R]
@@ -94,22 +94,6 @@ def loss_sums(
         "target_tokens": items,
     }
     return loss, jax.lax.stop_gradient(sums)
-
-
-def scores(network: Network, params: Params, batch: Batch) -> dict[str, jax.Array]:
-    """What a batch's answers are read from, without dropout and with every task's embedding.
-
-    Args:
-        network: the architecture `params` belong to.
-        params: its float32 parameters.
-        batch: of it `encoder_input_tokens`, `encoder_segment_ids` and `task_ids` are read.
-
-    Returns:
-        float32 `sequence` [R, N], outputs of each row's task (a question's option has one, in column 0), and with
-        token heads `tokens` [R, L, M]; a very low value past the task's own outputs. A key whose kind of head no
-        task has is left out.
-    """
-    return _outputs(network, params, batch, None, None)
 
 
 def _outputs(

@@ -8,6 +8,7 @@ import numpy as np
 
 from t0jax.report import statistics
 from t0jax.report.reading import DataSet, Folder, ReportError, read_folder
+from t0jax.report.structured import macro
 
 Range = tuple[float, float]
 
@@ -185,7 +186,8 @@ def _written_lines(folders: Sequence[Folder]) -> list[list[str]]:
 
 
 def _structured_lines(folders: Sequence[Folder]) -> list[list[str]]:
-    """What counts for structured tasks that have no accuracy, a line a task."""
+    """What counts for structured tasks that have no accuracy, a line a task, and the mean over all tasks of any kind
+    that every folder has."""
     tasks = {
         (name, task.metric)
         for folder in folders
@@ -199,6 +201,11 @@ def _structured_lines(folders: Sequence[Folder]) -> list[list[str]]:
         found = [folder.structured.get(name) for folder in folders]
         cells = [_text_mean(task and Cell(task.value, task.interval)) for task in found]
         lines.append([name, metric, *cells])
+    shared = sorted(set.intersection(*(set(folder.structured) for folder in folders)))
+    if len(shared) > 1:
+        means = [macro([folder.structured[name] for name in shared]) for folder in folders]
+        cells = [_text_mean(Cell(*mean)) for mean in means]
+        lines.append([f"mean over {len(shared)} structured tasks", "", *cells])
     return lines
 
 

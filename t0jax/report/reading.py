@@ -115,6 +115,13 @@ class DataSet:
     def chance(self) -> float:
         return self.average("chance")
 
+    @property
+    def macro_f1(self) -> float | None:
+        """Mean over prompts; None where some have none."""
+        if not all("macro_f1" in prompt.entry for prompt in self.prompts):
+            return None
+        return self.average("macro_f1")
+
     def average(self, rate: str) -> float:
         """Mean over prompts of a rate of `results.json`."""
         return float(np.mean([prompt.entry[rate] for prompt in self.prompts]))
@@ -246,8 +253,10 @@ def _open(path: Path, name: str, content: Mapping[str, Any]) -> Folder:
 def _structured(
     path: Path, task: str, entry: Mapping[str, Any], ranked: DataSet | None
 ) -> StructuredTask:
-    if "accuracy" in entry:
-        return StructuredTask(task, entry, means=None if ranked is None else ranked.means)
+    if "accuracy" in entry and ranked is not None:
+        (column,) = (k for k, prompt in enumerate(ranked.prompts) if prompt.task == task)
+        means = None if ranked.means is None else ranked.means[:, [column]]
+        return StructuredTask(task, entry, ranked.prompts[column].lines, means)
     form = answer_form(entry["kind"], entry.get("answer_choices") or ())
     return StructuredTask(task, entry, _read_lines(path / SCORES_FOLDER / scores_file(task), form))
 
@@ -306,6 +315,8 @@ def _check_results(file: Path, content: Mapping[str, Any]) -> None:
     for task, entry in content["tasks"].items():
         _check(file, "a task's name, which names a file,", task, _is_task_name)
         needed = _RANKED if entry.get("n") and "accuracy" in entry else ()
+        if needed and entry.get("kind") != "multiple_choice":
+            needed = (*needed, "macro_f1")
         if "kind" in entry:
             needed = (*needed, "dataset", "n")
             _check(file, f"metrics of the task {task}", entry, _is_structured)
@@ -401,7 +412,7 @@ def _is_structured(entry: Mapping[str, Any]) -> bool:
     return not entry.get("n") or (isinstance(there, dict) and _is_finite(there.get(has)))
 
 
-_RANKED = ("dataset", "prompt", "accuracy", "macro_f1", "chance")
+_RANKED = ("dataset", "prompt", "accuracy", "chance")
 _FIELDS: dict[str, _Form] = {
     "n": _is_count,
     "dataset": _is_text,

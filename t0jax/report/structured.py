@@ -20,7 +20,7 @@ class StructuredTask:
     Attributes:
         name: of the task.
         entry: what `results.json` says of it.
-        lines: of its `scores/<task>.jsonl`, where its kind has no accuracy; empty where the file is not there.
+        lines: of its `scores/<task>.jsonl`; empty where the file is not there.
         means: bootstrapped accuracies [resamples, 1] where it has one.
     """
 
@@ -46,22 +46,27 @@ class StructuredTask:
     def others(self) -> dict[str, float]:
         """Its other metrics."""
         own = self.entry.get("metrics", {})
-        rates = {"macro_f1": self.entry["macro_f1"]} if "macro_f1" in self.entry else {}
+        there = "macro_f1" in self.entry and self.entry["kind"] != "multiple_choice"
+        rates = {"macro_f1": self.entry["macro_f1"]} if there else {}
         return {name: v for name, v in {**rates, **own}.items() if name != self.metric}
+
+    @property
+    def answers(self) -> Sequence[Mapping[str, Any]]:
+        """Lines with a target and a prediction; none of a ranked task, whose rows are shown with its data set."""
+        return () if "accuracy" in self.entry else self.lines
 
     @cached_property
     def samples(self) -> dict[str, np.ndarray]:
         """Bootstrapped values [resamples] by metric; none without scores."""
-        if self.means is not None:
-            return {"accuracy": self.means.mean(axis=1)}
-        if not self.lines:
-            return {}
+        ranked = {} if self.means is None else {"accuracy": self.means.mean(axis=1)}
+        if not self.lines or self.entry["kind"] == "multiple_choice":
+            return ranked
         labels = self.entry.get("answer_choices") or ()
         found = [
             structured.measure(self.entry["kind"], self.lines, labels, weights)
             for weights in statistics.resampled_counts(len(self.lines), self.name)
         ]
-        return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
+        return ranked | {name: np.concatenate([part[name] for part in found]) for name in found[0]}
 
     @property
     def interval(self) -> Interval | None:

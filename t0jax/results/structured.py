@@ -1,9 +1,9 @@
 """Metrics of structured tasks: what heads answer, measured as the tasks' literature does.
 
-Classification and multiple choice are ranked rows (`ScoredRow`) with their accuracy and macro-F1. Here are the others:
-regression (Pearson, Spearman), multi-label (F1 at a probability of one half) and token classification (token accuracy,
-F1 of entities). Each takes weights of the rows, [samples, rows], so that one implementation gives the figure (all
-weights 1) and its bootstrap samples (how often each row was drawn).
+Classification and multiple choice are ranked rows (`ScoredRow`) with their accuracy. Here are the others: macro-F1 of
+classes (the places of a question's options are none), regression (Pearson, Spearman), multi-label (F1 at a probability
+of one half) and token classification (token accuracy, F1 of entities). Each takes weights of the rows, [samples, rows],
+so that one implementation gives the figure (all weights 1) and its bootstrap samples (how often each row was drawn).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -62,8 +62,8 @@ def measure(
     """The metrics of a task.
 
     Args:
-        kind: regression, multilabel or token_classification.
-        lines: of its rows, as `AnsweredRow.to_json` has them.
+        kind: regression, multilabel or token_classification; of classification macro-F1 alone.
+        lines: of its rows, as `AnsweredRow.to_json` has them, of classification as `ScoredRow.to_json`.
         labels: names of the task's labels or tags.
         weights: [samples, rows]; one sample of all rows when None.
 
@@ -71,6 +71,8 @@ def measure(
         By metric, [samples].
     """
     weights = np.ones((1, len(lines))) if weights is None else weights
+    if kind == "classification":
+        return {"macro_f1": _class_f1(lines, weights)}
     if kind == "regression":
         return _correlations(lines, weights)
     if kind == "multilabel":
@@ -119,6 +121,20 @@ def f1(hits: np.ndarray, wanted: np.ndarray, given: np.ndarray) -> np.ndarray:
     """2 hits / (wanted + given); 0 where nothing is wanted or given."""
     total = wanted + given
     return np.divide(2 * hits, total, out=np.zeros_like(total, float), where=total > 0)
+
+
+def _class_f1(lines: Sequence[Line], weights: np.ndarray) -> np.ndarray:
+    """Of ranked classes, by sample the mean over those that occur in it, as `results.macro_f1`."""
+    gold, predicted = (np.array(side) for side in zip(*map(_sides, lines), strict=True))
+    classes = np.union1d(gold, predicted)
+    wanted, given = ((side[:, None] == classes).astype(float) for side in (gold, predicted))
+    sums = [weights @ part for part in (wanted * given, wanted, given)]
+    return f1(*sums).sum(axis=1) / (sums[1] + sums[2] > 0).sum(axis=1)
+
+
+def _sides(line: Line) -> tuple[int, int]:
+    """(right class, prediction)."""
+    return line["gold"][0], line["prediction"]
 
 
 def _label_f1(lines: Sequence[Line], labels: int, weights: np.ndarray) -> dict[str, np.ndarray]:

@@ -15,14 +15,14 @@ class Results:
     """What an evaluation found, ready for JSON.
 
     Attributes:
-        tasks: by task name: accuracy (of rows with grades their mean `grade`), macro_f1 (over choice positions), n,
-            chance, dataset, prompt, coverage (share of the rows that the prompt applies to), truncated (share of the
-            scored rows whose text was too long), answer_choices (where they are the same for all rows), parity (where
-            the data set compares groups), identity (a digest of prompt and data) and seconds. A prompt that applies to
-            no row has n 0 and no rates. A task scored by generated text has `metrics` in place of the rates, and
-            `score`: the mean in [0, 1] of those in percent. A structured task has `kind`, `majority` (the most frequent
-            answer's share), and for kinds without an accuracy `metrics` (shares of 1) and `score`, the first of them
-            that counts (`structured.main_metric`).
+        tasks: by task name: accuracy (of rows with grades their mean `grade`), macro_f1 (over choice positions; not of
+            questions that heads answered), n, chance, dataset, prompt, coverage (share of the rows that the prompt
+            applies to), truncated (share of the scored rows whose text was too long), answer_choices (where they are
+            the same for all rows), parity (where the data set compares groups), identity (a digest of prompt and data)
+            and seconds. A prompt that applies to no row has n 0 and no rates. A task scored by generated text has
+            `metrics` in place of the rates, and `score`: the mean in [0, 1] of those in percent. A structured task has
+            `kind`, `majority` (the most frequent answer's share), and for kinds without an accuracy `metrics` (shares
+            of 1) and `score`, the first of them that counts (`structured.main_metric`).
         missing: by task name, why it was not scored.
     """
 
@@ -182,8 +182,9 @@ _COLUMNS = {
 
 
 def _rates(rows: Sequence[Mapping[str, Any]], accuracy: str) -> dict[str, float]:
-    """The spread of `accuracy`, and the means of the other rates."""
-    means = {name: float(np.mean([row[name] for row in rows])) for name in ("macro_f1", "chance")}
+    """The spread of `accuracy`, and the means of the other rates that all have."""
+    rates = [name for name in ("macro_f1", "chance") if all(name in row for row in rows)]
+    means = {name: float(np.mean([row[name] for row in rows])) for name in rates}
     return {**spread([row[accuracy] for row in rows]), **means}
 
 
