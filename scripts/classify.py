@@ -151,6 +151,7 @@ def parsed(lines: Any, where: str) -> Iterator[Any]:
     for number, line in enumerate(lines, start=1):
         line = line.rstrip("\n")
         if not line.strip():
+            print(f"{where}, line {number} is blank: no answer for it", file=sys.stderr)
             continue
         if line[0] not in '{["':
             yield line

@@ -12,6 +12,8 @@ The tasks are ordinary seqio tasks. Readers that need no TensorFlow take the row
 `members(mixture)` the tasks of a mixture with their rates.
 """
 
+import difflib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -379,8 +381,14 @@ def add_mixture(
     """Registers a mixture of {task or mixture: rate}; declaring the same one again changes nothing.
 
     Raises:
-      ValueError: the name is taken by a mixture of other tasks or rates.
+      ValueError: a task is not registered, or the name is taken by a mixture of other tasks or rates.
     """
+    known = [*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()]
+    for task in rates:
+        if task not in known:
+            near = difflib.get_close_matches(re.sub(r"[^\w.:]", "_", task), known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"mixture {name!r}: no task or mixture {task!r} is registered{hint}")
     if name not in seqio.MixtureRegistry.names():
         return seqio.MixtureRegistry.add(name, list(rates.items()))
     mixture = seqio.MixtureRegistry.get(name)

@@ -162,13 +162,13 @@ def answer_of(heads: Sequence[Head], record: Record, other: str = "") -> Answer:
     Labels are matched by their normalised names. `not_X`, which a head lacks, is all that it has besides X.
 
     Raises:
-        NoHead: there is none.
-        EvaluationError: it is of another kind or lacks a label.
+        NoHead: there is none, or it is of another kind.
+        EvaluationError: it lacks a label.
     """
     number = find_head(heads, other or record.name)
     head = heads[number]
     if head.kind != record.kind:
-        raise EvaluationError(
+        raise NoHead(
             f"task {record.name!r} is {record.kind}, the head of {head.task!r} {head.kind}; choose a head of its kind"
         )
     if head.columns == record.head().columns and (not record.names or record.names == head.labels):
