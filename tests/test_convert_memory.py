@@ -130,8 +130,9 @@ def test_a_file_that_shrinks_is_an_error(export, network, tmp_path):
 
 def test_other_element_types_are_refused(tmp_path):
     save_file({"shared.weight": np.zeros((2, 2), np.int8)}, tmp_path / "model.safetensors")
+    tensors = convert.open_tensors(tmp_path)  # of a name that no model reads it would be no fault
     with pytest.raises(convert.ConvertError, match=r"shared\.weight is of I8"):
-        convert.open_tensors(tmp_path)
+        tensors["shared.weight"].read(slice(0, 1))
 
 
 # Random weights

@@ -47,7 +47,7 @@ def settings(tmp_path_factory):
             ),
             data=config.Data(
                 mixture="run_all", eval_mixture="run_all", modules=(), rates="rows", batch_size=16,
-                input_length=32, length_buckets=(16, 32), vocabulary=str(root / "spm.model"),
+                input_length=32, vocabulary=str(root / "spm.model"),
                 vocabulary_train_size=40,
             ),
             optimizer=config.Optimizer(name="adamw", schedule="inverse_sqrt", warmup_steps=2),
