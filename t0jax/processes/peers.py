@@ -57,7 +57,7 @@ class Peers:
         """The poll at which all processes leave together, once one was told to."""
         self.heard = ["" for _ in self.names]
         self.silent = [0 for _ in self.names]
-        self.still, self.moved = 0, -1
+        self.still, self.moved, self.since_broken = 0, -1, 0
         """Process 0 counts in beats, not seconds: a pause of its own is no silence of the others."""
 
     def start(self) -> None:
@@ -150,12 +150,13 @@ class Peers:
     def fail(self, error: BaseException) -> None:
         """Tells the others what ended this process.
 
-        A collective that broke is the end of another one, which the watch may learn and tell first.
+        A collective that broke is most often the end of another process. Process 0, which counts how long each has
+        been silent, says in the end whose it was (`_blame`), and the watch ends this process with that.
         """
-        broken = isinstance(error, jax.errors.JaxRuntimeError)
-        if broken and "RESOURCE_EXHAUSTED" not in str(error):
-            self.done.wait(LOST_SECONDS + 5 * BEAT_SECONDS)
         with contextlib.suppress(jax.errors.JaxRuntimeError):
+            if _may_be_a_broken_collective(error):
+                self._set("broken", _in_a_line(error))
+                self.done.wait(10 * LOST_SECONDS)  # if the watch should have died
             self._set("failed", _in_a_line(error))
         self.failed.set()
 
@@ -195,6 +196,7 @@ class Peers:
             self.silent[i], self.heard[i] = (self.silent[i] + 1 if same else 0), beats.get(i, "")
             if self.silent[i] * BEAT_SECONDS > LOST_SECONDS:
                 self._tell(i, f"silent for {LOST_SECONDS:.0f} s: killed, cut off or out of memory")
+        self._blame()
         told = [(beat or "0 0 0 starting").split(" ", 3)[1:] for beat in self.heard]
         moved = sum(int(moves) for moves, _, _ in told)
         watched = all(int(watched) for _, watched, _ in told)
@@ -204,6 +206,17 @@ class Peers:
             places = "; ".join(f"{n}: {p}" for n, (_, _, p) in zip(self.names, told, strict=True))
             limit = f"{self.patience:.0f} s (train.patience)"
             self._tell(ALL, f"nothing has moved for {limit}: {places}")
+
+    def _blame(self) -> None:
+        """Says that a collective broke by itself once everyone has lived for longer than a lost process would have.
+
+        Both are counted in process 0's beats: however slow the machine, who was killed is found before that.
+        """
+        broken = self._all("broken")
+        self.since_broken += bool(broken)
+        if self.since_broken * BEAT_SECONDS > LOST_SECONDS + 5 * BEAT_SECONDS:
+            for index, why in broken.items():
+                self._tell(index, why)
 
     def _tell(self, index: int, why: str) -> None:
         """Says of a process what it cannot say itself; all others leave."""
@@ -228,6 +241,14 @@ class Peers:
     def _all(self, key: str) -> dict[int, str]:
         pairs = self.client.key_value_dir_get(f"{self.root}/{key}/")
         return {int(name.rsplit("/", 1)[1]): value for name, value in pairs}
+
+
+def _may_be_a_broken_collective(error: BaseException) -> bool:
+    """Of the runtime's errors all but lack of memory; some of XLA's arrive as ValueError with the status in front."""
+    if isinstance(error, jax.errors.JaxRuntimeError):
+        return "RESOURCE_EXHAUSTED" not in str(error)
+    status = ("UNKNOWN: ", "INTERNAL: ", "UNAVAILABLE: ", "ABORTED: ", "DEADLINE_EXCEEDED: ")
+    return isinstance(error, ValueError) and str(error).startswith(status)
 
 
 def _in_a_line(error: BaseException) -> str:
