@@ -14,8 +14,9 @@ from transformers.models.deberta_v2.modeling_deberta_v2 import make_log_bucket_p
 
 from t0jax import config, metrics, models, sharding
 from t0jax.config.heads import head_group
+from t0jax.models import distances
 from t0jax.models.deberta import gelu
-from t0jax.models.disentangled import diagonals, from_diagonals, log_buckets
+from t0jax.models.disentangled import log_buckets
 from t0jax.models.layers import drop
 
 LABELS = ("entailment", "neutral", "contradiction")
@@ -182,18 +183,6 @@ def test_log_buckets_are_transformers():
         assert np.array_equal(log_buckets(distance, buckets, limit), expected)
 
 
-@pytest.mark.parametrize("length", [1, 2, 5])
-def test_diagonals_and_their_transpose(length):
-    x = np.random.default_rng(0).normal(size=(3, length, 2 * length - 1))
-    i, j = np.indices((length, length))
-    assert np.array_equal(diagonals(x), x[:, i, j - i + length - 1])
-    y = np.random.default_rng(1).normal(size=(3, length, length)).astype(np.float32)
-    spread = from_diagonals(y)
-    assert spread.shape == x.shape
-    assert np.array_equal(diagonals(spread), y)
-    assert np.count_nonzero(spread) == y.size
-
-
 @pytest.fixture(scope="module")
 def plain(params):
     """(tokens, segments), and outputs and gradients of the plain float32 network on them."""
@@ -259,16 +248,33 @@ def test_bfloat16_gradients_are_near(params, plain):
     assert all(np.isfinite(x).all() for x in jax.tree.leaves((found, grads)))
 
 
-@pytest.mark.slow  # the multitask objective's own test has a mesh in every run
-@pytest.mark.parametrize("sizes", [(2, 2, 2), (8, 1, 1), (1, 2, 4), (1, 8, 1), (1, 1, 8)])
-def test_a_mesh_of_eight_devices_computes_the_same(params, plain, sizes):
-    inputs, expected = plain
+def on_a_mesh(params, inputs, sizes):
+    """`value_and_grad` of the plain network over eight devices."""
     network, mesh = models.build(MODEL), sharding.make_mesh(config.Mesh(*sizes))
     where = sharding.param_shardings(network.axes, network.shapes, mesh)
     with jax.set_mesh(mesh):
         batch = sharding.place({"tokens": inputs[0], "segments": inputs[1]}, mesh)
         found = value_and_grad(network, jax.device_put(params, where), *batch.values())
-    jax.tree.map(lambda a, b: assert_near(a, b, 1e-5), jax.device_get(found), expected)
+    return jax.device_get(found)
+
+
+@pytest.mark.slow  # the multitask objective's own test has a mesh in every run
+@pytest.mark.parametrize("sizes", [(2, 2, 2), (8, 1, 1), (1, 2, 4), (1, 8, 1), (1, 1, 8)])
+def test_a_mesh_of_eight_devices_computes_the_same(params, plain, sizes):
+    inputs, expected = plain
+    found = on_a_mesh(params, inputs, sizes)
+    jax.tree.map(lambda a, b: assert_near(a, b, 1e-5), found, expected)
+
+
+@pytest.mark.parametrize("sizes", [(2, 2, 2)])
+def test_relative_terms_as_a_tpu_computes_them_are_the_same(params, plain, sizes, monkeypatch):
+    """Three blocks of positions, the last a part of one, rows and heads over devices."""
+    monkeypatch.setattr(distances, "BLOCK", 10)
+    monkeypatch.setattr(distances, "by_diagonals", distances.by_blocks)
+    monkeypatch.setattr(distances, "by_diagonals_transposed", distances.by_blocks_transposed)
+    inputs, expected = plain
+    found = on_a_mesh(params, inputs, sizes)
+    jax.tree.map(lambda a, b: assert_near(a, b, 1e-5), found, expected)
 
 
 def test_the_task_embedding_is_added_to_the_first_token(params):

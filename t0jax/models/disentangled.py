@@ -5,9 +5,9 @@ With Q, K the projected states and PQ, PK the same projections of the embedding 
     score[i, j] = (Q_i . K_j + Q_i . PK[i - j] + K_j . PQ[i - j]) / sqrt(3 K)
 
 (https://arxiv.org/abs/2006.03654, as DeBERTa-v3 has it: `pos_att_type` c2p|p2c, shared keys, log buckets). Nothing
-is gathered by position: products with every distance are taken once and read along diagonals.
+is gathered by position (`models.distances`).
 
-Shapes: B rows, L length, D d_model, H heads, K d_kv, P relative embeddings, C = 2 L - 1 distances.
+Shapes: B rows, L length, D d_model, H heads, K d_kv, U rows of the relative table, C = 2 L - 1 distances.
 """
 
 import math
@@ -19,6 +19,7 @@ from flax import nnx
 
 from t0jax import config as cfg
 from t0jax.models.attention import MASKED
+from t0jax.models.distances import distance_scores
 from t0jax.models.layers import drop, einsum_float32, parameter, project, split_key, zeros
 from t0jax.sharding import constrain
 
@@ -47,64 +48,6 @@ def table_rows(length: int, buckets: int, limit: int) -> tuple[int, int, np.ndar
     rows = log_buckets(np.arange(length - 1, -length, -1), buckets, limit)  # [C]
     first = int(rows.min())
     return first, int(rows.max()) - first + 1, rows - first
-
-
-def diagonals(x: jax.Array) -> jax.Array:
-    """[..., L, C] -> [..., L, L]: entry (i, j) is `x[..., i, j - i + L - 1]`.
-
-    In flat memory the next row begins one place later than the diagonal wants, so rows cut one shorter follow it.
-    """
-    *lead, length, width = x.shape
-    flat = x.reshape(*lead, length * width)  # [..., L * C]
-    cut = flat[..., length - 1 : length - 1 + length * (width - 1)]  # [..., L * (C - 1)]
-    return cut.reshape(*lead, length, width - 1)[..., :length] if length > 1 else x  # [..., L, L]
-
-
-def from_diagonals(x: jax.Array) -> jax.Array:
-    """The transpose of `diagonals`: [..., L, L] -> [..., L, C] with zeros where it does not read.
-
-    Padded first and then cut: a fused chain of pads divides by a row's length at every element.
-    """
-    *lead, length, _ = x.shape
-    sides, width = length - 1, 2 * length - 1
-    wide = jnp.pad(x, [*[(0, 0)] * len(lead), (0, 1), (sides, sides)])  # [..., L + 1, C + L - 1]
-    flat = wide.reshape(*lead, -1)[..., : length * (width + length)]  # [..., L * (C + L)]
-    return flat.reshape(*lead, length, width + length)[..., :width]  # [..., L, C]
-
-
-@jax.custom_vjp
-def distance_scores(states: jax.Array, table: jax.Array) -> jax.Array:
-    """Products of each position with the embedding of its distance to every other, float32.
-
-    Args:
-        states: [H, B, L, K].
-        table: [H, C, K], column c for other position - own position = c - L + 1.
-
-    Returns:
-        [H, B, L, L], own position first. Its derivative is JAX's own but for one thing: the table's is a product with
-        `states`, and not with the C / K times larger diagonals, turned (scripts/bench multitask: those copies took a
-        tenth of a training step on a CPU).
-    """
-    return diagonals(einsum_float32("hbik,hck->hbic", states, table))
-
-
-def _distance_forward(
-    states: jax.Array, table: jax.Array
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return distance_scores(states, table), (states, table)
-
-
-def _distance_backward(
-    operands: tuple[jax.Array, jax.Array], cotangent: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    states, table = operands
-    by_distance = from_diagonals(cotangent.astype(states.dtype))  # [H, B, L, C]
-    by_states = jnp.einsum("hbic,hck->hbik", by_distance, table)  # [H, B, L, K]
-    by_table = jnp.einsum("hbik,hbic->hkc", states, by_distance)  # [H, K, C]
-    return by_states, by_table.swapaxes(1, 2)
-
-
-distance_scores.defvjp(_distance_forward, _distance_backward)
 
 
 class DisentangledAttention(nnx.Module):
