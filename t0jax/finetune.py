@@ -18,9 +18,9 @@ import numpy as np
 from t0jax import checkpoint, evaluate, sharding, train
 from t0jax import config as config_lib
 from t0jax.config import Config
-from t0jax.data.registry import import_tasks
 from t0jax.data.structured.loader import open_tasks
 from t0jax.data.structured.records import Record, RecordError
+from t0jax.data.structured.source import add_task
 from t0jax.evaluate.history import SCORES_FILE
 from t0jax.results import Results
 
@@ -69,9 +69,6 @@ def finetune(
         DataUnavailable: the data cannot be had.
         RecordError: a row is not as declared, or none of the train split has a label.
     """
-    import_tasks(())
-    from t0jax.data.structured.source import add_task  # after TensorFlow, imported quietly
-
     values: dict[str, Any] = {
         **_compute(Path(model)),
         "model.architecture": "deberta",

@@ -4,6 +4,10 @@ Elements hold text. Of a view with sentinels an element has the parts of its pai
 `tokenize_pairs` encodes as readers by index do.
 """
 
+import t0jax.data.quiet  # noqa: F401  before TensorFlow and seqio
+
+# isort: split
+
 import functools
 import json
 from collections.abc import Callable, Mapping, Sequence

@@ -12,6 +12,10 @@ The tasks are ordinary seqio tasks. Readers that need no TensorFlow take the row
 `members(mixture)` the tasks of a mixture with their rates.
 """
 
+import t0jax.data.quiet  # noqa: F401  before TensorFlow and seqio
+
+# isort: split
+
 import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence

@@ -3,6 +3,10 @@
 add_instruct_tasks(sst2)        # glue_sst2_instruct, and glue_sst2_instruct_score_eval for rank classification
 """
 
+import t0jax.data.quiet  # noqa: F401  before TensorFlow and seqio
+
+# isort: split
+
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any

@@ -7,6 +7,10 @@ The tasks are ordinary seqio tasks of text features, the same for all kinds so t
 of what is right. Readers that need no TensorFlow take the rows themselves: `StructuredSource.rows(split)`.
 """
 
+import t0jax.data.quiet  # noqa: F401  before TensorFlow and seqio
+
+# isort: split
+
 import dataclasses
 import functools
 import re
