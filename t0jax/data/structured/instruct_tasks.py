@@ -83,8 +83,8 @@ class InstructSource(PromptSource):
             options=None if self.rank else OPTIONS,
         )
 
-    def _identity(self) -> tuple[Any, ...]:
-        return (*super()._identity(), self.record)
+    def identity(self) -> tuple[Any, ...]:
+        return (*super().identity(), self.record)
 
 
 def add_instruct_tasks(
