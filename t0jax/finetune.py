@@ -22,6 +22,7 @@ from t0jax.data.structured.loader import open_tasks
 from t0jax.data.structured.records import Record, RecordError
 from t0jax.data.structured.source import add_task
 from t0jax.evaluate.history import SCORES_FILE
+from t0jax.metrics import note
 from t0jax.results import Results
 
 LENGTHS = (32, 64, 128, 256, 512, 1024)
@@ -174,6 +175,7 @@ def score_again(config: Config) -> Results | None:
         config.data.eval_mixture,
         model.vocabulary,
     )
+    note(f"evaluation: {config.data.eval_mixture} once more, by step {model.step}")
     return evaluator(model.params)
 
 

@@ -11,7 +11,7 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -213,7 +213,13 @@ def t5_vocabulary() -> "seqio.SentencePieceVocabulary":
 # ------------------------------------------------------------------------------------------- training
 
 
-def train_sentencepiece(texts: Iterable[str], path: Path, size: int) -> Path:
+def tell_no_one(line: str) -> None:
+    """Progress that is not shown."""
+
+
+def train_sentencepiece(
+    texts: Iterable[str], path: Path, size: int, tell: Callable[[str], None] = tell_no_one
+) -> Path:
     """Trains a unigram SentencePiece model of `size` pieces (extra ids not counted) as T5's was.
 
     The same texts in the same order give the same file: unigram, NFKC normalisation (`nmt_nfkc`), no byte fallback,
@@ -224,14 +230,21 @@ def train_sentencepiece(texts: Iterable[str], path: Path, size: int) -> Path:
       texts: texts in random order (as a mixture is read), endless if need be: MAX_TRAINING_CHARACTERS are taken.
       path: file to write; it appears only when complete.
       size: number of pieces.
+      tell: is called with a line once the texts are read and the training itself begins.
 
     Raises:
       VocabularyError: there is no text, or there are too few pieces for its letters, or the file cannot be written.
     """
-    return train_model(texts, path, size, T5_IDS)
+    return train_model(texts, path, size, T5_IDS, tell)
 
 
-def train_model(texts: Iterable[str], path: Path, size: int, special: Mapping[str, Any]) -> Path:
+def train_model(
+    texts: Iterable[str],
+    path: Path,
+    size: int,
+    special: Mapping[str, Any],
+    tell: Callable[[str], None] = tell_no_one,
+) -> Path:
     """Trains a unigram model as `train_sentencepiece` does, with other ids and names of the control pieces.
 
     Raises:
@@ -239,6 +252,7 @@ def train_model(texts: Iterable[str], path: Path, size: int, special: Mapping[st
     """
     sentences = _sample(texts)
     characters = f"{sum(map(len, sentences)):,} characters of text"
+    tell(f"training {size:,} pieces on {len(sentences):,} lines, {characters}")
     try:
         model = _train(sentences, size, special)
     except (RuntimeError, OSError) as error:

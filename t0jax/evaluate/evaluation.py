@@ -11,16 +11,12 @@ import jax
 from t0jax import __version__, processes
 from t0jax import config as config_lib
 from t0jax.data import views
-from t0jax.data.vocabulary import Pieces
+from t0jax.data.vocabulary import Pieces, tell_no_one
 from t0jax.evaluate.exchange import agree, least
 from t0jax.evaluate.progress import Progress, no_pause
 from t0jax.evaluate.tasks import content_digest, drawn_rows, open_pieces
 from t0jax.models import Network, Params
 from t0jax.results import Results, ResultsFolder, hardest
-
-
-def tell_no_one(line: str) -> None:
-    """A progress that is not shown."""
 
 
 class Evaluation(abc.ABC):
