@@ -163,7 +163,9 @@ class Loop:
         if not rows:
             return
         rates = self.meter.rates(self.step)
-        rates["examples_per_s"] = rates["steps_per_s"] * np.mean([row["examples"] for row in rows])
+        rates["examples_per_s"] = rates["steps_per_s"] * float(
+            np.mean([row["examples"] for row in rows])
+        )
         for at, row in enumerate(rows, start=self.step - len(rows) + 1):
             for sink in self.sinks:
                 sink.write(at, row if at < self.step else {**row, **rates})

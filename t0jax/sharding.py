@@ -2,7 +2,7 @@
 
 import queue
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -112,7 +112,7 @@ def _arranged(sizes: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarray
 
 
 def spec(
-    names: Sequence[str | None], shape: Sequence[int], mesh: jax.sharding.Mesh
+    names: Sequence[str | None], shape: Sequence[int], mesh: jax.sharding.Mesh | AbstractMesh
 ) -> PartitionSpec:
     """The partition of an array with these logical axes.
 
@@ -193,7 +193,7 @@ def prefetch(
     batches: Iterator[tuple[Mapping[str, np.ndarray], Extra]],
     mesh: jax.sharding.Mesh,
     depth: int = 2,
-) -> Iterator[tuple[dict[str, jax.Array], Extra]]:
+) -> Generator[tuple[dict[str, jax.Array], Extra], None, None]:
     """Reads and places batches in a thread, up to `depth` ahead, so that devices do not wait for the host.
 
     What comes with a batch (the reader's position after it) is passed on beside it. An error of the reader is

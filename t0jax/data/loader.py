@@ -209,7 +209,8 @@ def _make_task(name: str, rate: float, source: Any, data: config.Data) -> Task:
 
 
 def _has_words(task: Task) -> bool:
-    return not task.view.needs_split or task.rows.template.has_instruction
+    rows: Any = task.rows  # prompted ones, where a view reads their instruction
+    return not task.view.needs_split or rows.template.has_instruction
 
 
 def _with_examples(tasks: list[Task], data: config.Data) -> list[Task]:

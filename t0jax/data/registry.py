@@ -133,7 +133,8 @@ def find_vocabulary(data: Data) -> Path:
     import seqio
 
     tasks = [seqio.TaskRegistry.get(name) for name in rates]
-    declared = [feature.vocabulary for t in tasks for feature in t.output_features.values()]
+    features = [feature for task in tasks for feature in task.output_features.values()]
+    declared: list[Any] = [feature.vocabulary for feature in features]
     found = {
         (Path(v.sentencepiece_model_file), v.extra_ids)
         for v in declared
@@ -216,7 +217,7 @@ def _read_cached(task: Any, split: str) -> tuple[list[bytes], bytes]:
     if not shards:
         return about, b""
     record = next(iter(tf.data.TFRecordDataset(sorted(shards))), None)
-    return about, b"" if record is None else record.numpy()
+    return about, b"" if record is None else bytes(record.numpy())
 
 
 def _check_ids(task: Any, record: bytes, data: Data) -> None:

@@ -28,6 +28,7 @@ import tensorflow as tf
 from t0jax.config import ConfigError
 from t0jax.data import elements, views
 from t0jax.data.groups import Groups
+from t0jax.data.instructions import SplitMode
 from t0jax.data.label_words import check_label_words
 from t0jax.data.ranking import rank_classification, rank_postprocess
 from t0jax.data.rendered import RenderedRows
@@ -113,7 +114,7 @@ class PromptSource(elements.IndexedSource):
         split: str,
         *,
         view: str = "",
-        instruction_split: str = "rendered",
+        instruction_split: SplitMode = "rendered",
         label_words: Mapping[str, str] = MappingProxyType({}),
     ) -> PromptedRows:
         """The rows of a split, not yet opened.
@@ -205,7 +206,7 @@ class RenderedSource(PromptSource):
         split: str,
         *,
         view: str = "",
-        instruction_split: str = "rendered",
+        instruction_split: SplitMode = "rendered",
         label_words: Mapping[str, str] = MappingProxyType({}),
     ) -> RenderedRows:
         """The rows of a split, not yet opened; arguments as of `PromptSource.rows`.
@@ -361,10 +362,11 @@ def add_mixture(
             near = difflib.get_close_matches(re.sub(r"[^\w.:]", "_", task), known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"mixture {name!r}: no task or mixture {task!r} is registered{hint}")
+    tasks: Sequence[Any] = list(rates.items())
     if name not in seqio.MixtureRegistry.names():
-        return seqio.MixtureRegistry.add(name, list(rates.items()))
+        return seqio.MixtureRegistry.add(name, tasks)
     mixture = seqio.MixtureRegistry.get(name)
-    was, declared = _rates(mixture), _rates(seqio.Mixture(name, list(rates.items())))
+    was, declared = _rates(mixture), _rates(seqio.Mixture(name, tasks))
     if was != declared:
         other = "rates" if was.keys() == declared.keys() else "tasks"
         raise ValueError(
@@ -407,7 +409,7 @@ def _add_task(
         steps = [seqio.CacheDatasetPlaceholder(), elements.tokenize_pairs]
     return seqio.TaskRegistry.add(
         name,
-        source=source,
+        source=source,  # pyright: ignore[reportArgumentType]  seqio's protocol forgets its own None
         preprocessors=steps,
         output_features=features,
         postprocess_fn=postprocess_fn,

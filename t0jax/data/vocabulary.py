@@ -164,13 +164,15 @@ def _load_once(path: str, extra_ids: int) -> "sentencepiece.SentencePieceProcess
     import sentencepiece
     from sentencepiece import sentencepiece_model_pb2
 
+    messages: Any = sentencepiece_model_pb2  # made when it is imported, unknown to type checkers
+
     try:
-        model = sentencepiece_model_pb2.ModelProto.FromString(Path(path).read_bytes())
+        model = messages.ModelProto.FromString(Path(path).read_bytes())
     except FileNotFoundError as error:
         raise VocabularyError(f"the vocabulary {path} does not exist") from error
     except Exception as error:  # protobuf's DecodeError, whose module moves between versions
         raise VocabularyError(f"{path} is not a SentencePiece model: {error}") from error
-    user_defined = sentencepiece_model_pb2.ModelProto.SentencePiece.USER_DEFINED
+    user_defined = messages.ModelProto.SentencePiece.USER_DEFINED
     for i in reversed(range(extra_ids)):
         model.pieces.add(piece=f"▁<extra_id_{i}>", score=0.0, type=user_defined)
     processor = sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())
@@ -207,7 +209,8 @@ def t5_vocabulary() -> "seqio.SentencePieceVocabulary":
     """seqio's vocabulary for `T0JAX_VOCABULARY`, with 100 extra ids; the file is read on first use."""
     import seqio
 
-    return seqio.SentencePieceVocabulary(LateModelFile(), extra_ids=EXTRA_IDS)
+    file: Any = LateModelFile()  # a text as soon as seqio reads it
+    return seqio.SentencePieceVocabulary(file, extra_ids=EXTRA_IDS)
 
 
 # ------------------------------------------------------------------------------------------- training
@@ -261,7 +264,7 @@ def train_model(
             f"cannot train {size} pieces on {characters} (data.vocabulary_train_size): {reason}"
         ) from error
     try:
-        write_atomically(Path(path), lambda part: part.write_bytes(model) and None)
+        write_atomically(Path(path), lambda part: part.write_bytes(model))
     except OSError as error:
         raise VocabularyError(f"cannot write the vocabulary {path}: {error}") from error
     made = _piece_count(model)

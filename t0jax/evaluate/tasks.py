@@ -291,7 +291,7 @@ def candidates(
         raise EvaluationError(f"task {task.name!r}, row {row}: {error}") from None
     if not correct:
         raise EvaluationError(_no_gold(task, row, rendered))
-    return correct, pairs
+    return correct, list(pairs)
 
 
 def check_rows(task: RankTask, rows: Sequence[int]) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import seqio
 
 from t0jax.config import ConfigError
+from t0jax.data.instructions import SplitMode
 from t0jax.data.sources import PromptSource, add_rank_source, add_text_source
 from t0jax.data.structured.instruct import FORMAT, OPTIONS, InstructRows, check_verbal
 from t0jax.data.structured.records import SPLITS, Record
@@ -60,7 +61,7 @@ class InstructSource(PromptSource):
         split: str,
         *,
         view: str = "",
-        instruction_split: str = "rendered",
+        instruction_split: SplitMode = "rendered",
         label_words: Mapping[str, str] = MappingProxyType({}),
     ) -> InstructRows:
         """The rows of a split, not yet opened; arguments as of `PromptSource.rows`.

@@ -116,7 +116,11 @@ def add_task(
         return task
     _NAMES[record.name] = name
     return seqio.TaskRegistry.add(
-        name, source=source, preprocessors=[], output_features=_features(), metric_fns=[]
+        name,
+        source=source,  # pyright: ignore[reportArgumentType]  seqio's protocol forgets its own None
+        preprocessors=[],
+        output_features=_features(),
+        metric_fns=[],
     )
 
 
