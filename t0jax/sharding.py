@@ -57,7 +57,8 @@ def process_slice(mesh: jax.sharding.Mesh) -> tuple[int, int]:
 
 
 def make_mesh(
-    config: config_lib.Mesh, devices: Sequence[jax.Device] | None = None
+    config: config_lib.Mesh,
+    devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]  a class of the C extension
 ) -> jax.sharding.Mesh:
     """The (data, fsdp, model) mesh over `devices` (all of them by default).
 
@@ -83,7 +84,10 @@ def make_mesh(
     return jax.sharding.Mesh(_arranged(sizes, devices), MESH_AXES, axis_types=types)
 
 
-def _arranged(sizes: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarray:
+def _arranged(
+    sizes: Sequence[int],
+    devices: Sequence[jax.Device],  # pyright: ignore[reportInvalidTypeForm]  a class of the C extension
+) -> np.ndarray:
     """The devices with neighbours on the last axis first; TPU slices, which a slower network joins, follow `data`.
 
     Axes that are no products of whole sides of a TPU's torus, e.g. 32 of 4x4x4, cut sides.

@@ -130,7 +130,7 @@ def load_entry(
     entry: Entry, tensors: Mapping[str, Tensor], sharding: jax.sharding.Sharding
 ) -> jax.Array:
     """One parameter, its shards filled in host memory group by group, put on their devices and forgotten."""
-    owners: dict[Bounds, list[jax.Device]] = {}
+    owners: dict[Bounds, list[jax.Device]] = {}  # pyright: ignore[reportInvalidTypeForm]  a class of the C extension
     for device, index in sharding.addressable_devices_indices_map(entry.shape).items():
         assert index is not None  # as it is of a device that is addressable
         slices = zip(index, entry.shape, strict=True)
