@@ -41,7 +41,7 @@ from t0jax.data.structured.rows import StructuredRows
 
 log = logging.getLogger("t0jax")
 
-ORDER_VERSION = 2
+ORDER_VERSION = 3
 """Raised with every change of the code after which the same settings give other batches."""
 
 PROBED = 50
