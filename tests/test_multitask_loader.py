@@ -14,6 +14,7 @@ from t0jax import config
 from t0jax.data import loader as loader_lib
 from t0jax.data.reading import ReadError
 from t0jax.data.rows import DataUnavailable
+from t0jax.data.shares import find_shares
 from t0jax.data.structured import assembly, items
 from t0jax.data.structured import loader as multitask
 from t0jax.data.structured.pieces import PairPieces
@@ -32,6 +33,7 @@ DATA = config.Data(
 MIXTURES = {
     "mt_all": ("topics", "questions", "tagged"),
     "mt_some": ("topics", "ghosts"),
+    "mt_kept": ("only_news", "questions"),
     "mt_bad": ("badly",),
     "mt_worse": ("topics", "badly", "mute", "early", "ghosts"),
 }
@@ -57,6 +59,7 @@ def data(tmp_path_factory):
     write_rows(root, "mute", "train", hidden)
     records = [Topic(), Choices(), Tags()]
     records += [Topic(dataset=name) for name in ("ghosts", "badly", "mute", "early")]
+    records.append(Topic(name="only_news", where=_is_news))
     names = [add_task(record).name for record in records]
     for name, tasks in MIXTURES.items():
         sources.add_mixture(name, dict.fromkeys(tasks, 1.0))
@@ -262,6 +265,17 @@ def _is_news(row):
     return row["label"] == 0
 
 
+@pytest.mark.parametrize("changes", [{}, {"num_shots": 12}, {"rate_cap": 20}])
+def test_the_table_of_shares_counts_the_rows_that_are_drawn_from(data, changes):
+    kept = dataclasses.replace(data, mixture="mt_kept", **changes)
+    tasks = multitask.open_tasks(kept)
+    total = sum(task.rate for task in tasks)
+    found = {share.name: (share.rows, share.share) for share in find_shares(kept, "task", True)}
+    assert found == {task.name: (task.length, task.rate / total) for task in tasks}
+    by_data = {share.name: share.rows for share in find_shares(kept, "dataset", True)}
+    assert by_data == {task.rows.spec.name: task.length for task in tasks}
+
+
 def test_few_shots_are_the_same_rows_in_every_epoch(data):
     loader = make(data, mixture="topics", num_shots=5)
     rows = {row.tobytes() for b in take(loader, 12) for row in b["encoder_input_tokens"][:, :8]}
@@ -357,6 +371,7 @@ def test_the_script_lists_tasks_and_what_is_wrong_with_their_rows(data, capsys):
         0,
         [["ghosts", "classification", "?", "?", "?"], ["topics", "classification", "60", "7", "?"]],
     )
+    assert ["only_news", "classification", "30", "4", "?"] in run("list", "mt_kept", "--data")[1]
     status, lines = run("check", "mt_worse", "--available_only")
     assert (status, lines[0][:2], lines[-1]) == (1, ["badly", str(UNTRIED)], ["4 found"])
     assert run("check", "mt_all") == (0, [["no row is wrong"]])
