@@ -34,6 +34,7 @@ MIXTURES = {
     "mt_all": ("topics", "questions", "tagged"),
     "mt_some": ("topics", "ghosts"),
     "mt_kept": ("only_news", "questions"),
+    "mt_torn": ("topics", "hollow", "torn"),
     "mt_bad": ("badly",),
     "mt_worse": ("topics", "badly", "mute", "early", "ghosts"),
 }
@@ -58,7 +59,11 @@ def data(tmp_path_factory):
     write_rows(root, "early", "train", [*told[:2], bad, bad])
     write_rows(root, "mute", "train", hidden)
     records = [Topic(), Choices(), Tags()]
-    records += [Topic(dataset=name) for name in ("ghosts", "badly", "mute", "early")]
+    write_rows(root, "hollow", "train", [])
+    write_rows(root, "torn", "train", [])
+    (root / "torn" / "default" / "train.jsonl").write_text("{")
+    others = ("ghosts", "badly", "mute", "early", "hollow", "torn")
+    records += [Topic(dataset=name) for name in others]
     records.append(Topic(name="only_news", where=_is_news))
     names = [add_task(record).name for record in records]
     for name, tasks in MIXTURES.items():
@@ -404,6 +409,18 @@ def test_missing_data_is_told_in_one_table(data, caplog):
     rest = dataclasses.replace(data, mixture="mt_some", available_only=True)
     assert [head.task for head in loader_lib.find_heads(rest)] == ["topics"]
     assert make(rest).tasks == ("topics",)
+
+
+def test_a_broken_or_empty_file_is_one_of_the_table_too(data):
+    torn = dataclasses.replace(data, mixture="mt_torn")
+    reasons = {"hollow": "no rows in ", "torn": "line 1: not JSON"}
+    table = "(?s)2 data sets .*" + ".*".join(f"{k} +1 task +.*{v}" for k, v in reasons.items())
+    with pytest.raises(DataUnavailable, match=table):
+        make(torn)
+    assert make(dataclasses.replace(torn, available_only=True)).tasks == ("topics",)
+    lost = {share.name: share.missing for share in find_shares(torn, "task", True)}
+    assert [name for name, reason in lost.items() if not reason] == ["topics"]
+    assert all(reason in lost[name] for name, reason in reasons.items())
 
 
 def test_a_task_id_is_taken_once(data):

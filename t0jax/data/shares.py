@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from t0jax import config
 from t0jax.data.registry import find_tasks
-from t0jax.data.rows import DataUnavailable
+from t0jax.data.rows import DataError, DataUnavailable
 from t0jax.data.templates import TemplateError, find_template, prompts_dir
 
 MILLION = 1_000_000
@@ -97,8 +97,8 @@ def _task(name: str, rate: float, source: Any, data: config.Data, opened: bool) 
     try:
         rows = source.rows(data.split)
         count = rows.training_rows(data.num_shots) if hasattr(rows, "training_rows") else len(rows)
-    except DataUnavailable as error:
-        return Share(name, 1, rate, 0.0, None, error.reason)
+    except (DataUnavailable, DataError) as error:
+        return Share(name, 1, rate, 0.0, None, getattr(error, "reason", str(error)))
     except TemplateError as error:
         raise config.ConfigError(f"task {name!r}: {error}") from error
     return Share(name, 1, weight(data, rate, count), 0.0, count, split=rows.split)
