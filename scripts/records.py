@@ -1,7 +1,7 @@
 """Structured records: `python -m scripts.records list | check --mixture M --module my_tasks`.
 
-`list` names the tasks of a mixture, `list --data` counts their rows too. `check` reads every row that training would
-read and prints a line for each that would stop it; it ends with status 1 where there are any.
+`list` names the tasks of a mixture, `list --data` counts the rows that they keep too. `check` reads every row that
+training would read and prints a line for each that would stop it; it ends with status 1 where there are any.
 """
 
 import argparse
@@ -14,6 +14,7 @@ from t0jax import config
 from t0jax.config import ConfigError, run_script
 from t0jax.data.registry import find_tasks, holds_structured
 from t0jax.data.rows import DataError, DataUnavailable
+from t0jax.data.structured.records import RecordError
 
 _GAP = "  "
 
@@ -21,7 +22,8 @@ _GAP = "  "
 def listing(data: config.Data, count: bool) -> Iterator[list[str]]:
     """Cells of a line a task, sorted by id: id, kind, rows of train, validation and test, how it differs.
 
-    With `count` the data is opened; else, and of what cannot be had, a split that is declared is a "?".
+    With `count` the data is opened and the rows that `where` keeps are counted; else, and of what cannot be had or
+    read, a split that is declared is a "?".
 
     Raises:
       config.ConfigError: no such mixture.
@@ -41,9 +43,13 @@ def listing(data: config.Data, count: bool) -> Iterator[list[str]]:
 
 
 def _rows(source: Any, split: str, local_dir: str, count: bool) -> str:
+    if not count:
+        return "?"
+    rows = source.rows(split, local_dir=local_dir)
     try:
-        return f"{len(source.rows(split, local_dir=local_dir)):,}" if count else "?"
-    except (DataUnavailable, DataError):
+        kept = rows.kept()
+        return f"{len(rows if kept is None else kept):,}"
+    except (DataUnavailable, DataError, RecordError):
         return "?"
 
 

@@ -20,7 +20,7 @@ from t0jax.data.iterators import GO_BACK, Loader, differences, digest
 from t0jax.data.missing import report
 from t0jax.data.reading import Batch
 from t0jax.data.registry import find_tasks
-from t0jax.data.rows import DataUnavailable
+from t0jax.data.rows import DataError, DataUnavailable
 from t0jax.data.shares import weight
 from t0jax.data.structured.assembly import Layout, Mixed, Placed, SingleTask, Source
 from t0jax.data.structured.encoding import rows_to_batch
@@ -41,7 +41,7 @@ from t0jax.data.structured.rows import StructuredRows
 
 log = logging.getLogger("t0jax")
 
-ORDER_VERSION = 2
+ORDER_VERSION = 3
 """Raised with every change of the code after which the same settings give other batches."""
 
 PROBED = 50
@@ -246,7 +246,8 @@ def open_tasks(data: config.Data) -> list[StructuredTask]:
     """The tasks of `data.mixture` with their training data opened and a few rows read, sorted by id.
 
     Raises:
-      DataUnavailable: some data sets cannot be had (unless `data.available_only`); the text is a table of all.
+      DataUnavailable: some data sets cannot be had, or their files are broken or empty (unless `data.available_only`);
+        the text is a table of all.
       config.ConfigError: none can.
       RecordError: a record reads a column that is not there, a row that was tried is wrong, or none gives an example.
     """
@@ -273,10 +274,15 @@ def _sources(names: Iterable[str]) -> Iterator[tuple[str, Any]]:
 
 
 def _open_rows(source: Any, data: config.Data) -> StructuredRows:
+    """Raises DataUnavailable, for files that are there but broken or empty too, and RecordError."""
     rows = source.rows(
         data.split, local_dir=data.local_dir, seed=data.seed, max_choices=data.max_choices
-    ).open()
-    if not len(rows):
+    )
+    try:
+        rows.open()
+    except DataError as error:
+        raise DataUnavailable(rows.spec.name, str(error)) from error
+    if not len(rows):  # of a part of a split
         raise DataUnavailable(rows.spec.name, f"split {data.split!r} is empty")
     return rows
 
