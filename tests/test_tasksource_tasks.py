@@ -376,13 +376,30 @@ def test_parts_meet(rows):
 def test_big_bench_has_its_own_gold(task):
     record = RECORDS[f"bigbench/{task}"]
     told = json.loads((DATA / "bigbench" / task / "task.json").read_text())["examples"]
+    found = [e for part in big_bench_parts(record) for e in part]
+    best = [(row["input"], max(row["target_scores"], key=row["target_scores"].get)) for row in told]
+    assert sorted(e.texts[e.label] for e in found) == sorted(best)
+
+
+def big_bench_parts(record):
+    """Examples of train and of validation."""
+    assert record.splits_there(str(DATA)) == ("train", "validation")
     rows = [StructuredRows(record, split, str(DATA)) for split in ("train", "validation")]
-    found = [r[i] for r in rows for i in range(len(r))]
-    assert len(found) == len(told)
-    for example, row in zip(found, told, strict=True):
-        text, option = example.texts[example.label]
-        assert text == row["input"]
-        assert row["target_scores"][option] == max(row["target_scores"].values())
+    return [[r[i] for i in range(len(r))] for r in rows]
+
+
+@local_data
+@pytest.mark.parametrize(
+    ("task", "repeated"),
+    [("logical_deduction_three_objects", 100), ("movie_recommendation", 1), ("disambiguation_qa", 0)],
+)  # fmt: skip
+def test_big_bench_parts_share_no_input(task, repeated):
+    train, validation = (
+        [e.texts[0][0] for e in part] for part in big_bench_parts(exams.big_bench(task))
+    )
+    assert not set(train) & set(validation)
+    assert len(train) + len(validation) - len({*train, *validation}) >= repeated
+    assert abs(len(validation) / (len(train) + len(validation)) - 0.2) < 0.02
 
 
 # ------------------------------------------------------------------------------------------ other modules
