@@ -68,7 +68,7 @@ def test_listing_tells_all():
     checked = Counter(task.checked for task in listed if task.id in tasksource.SINGLE)
     assert set(checked) == {"rows", "card", "prompts", "reported"}
     assert checked.total() - checked["reported"] >= 60
-    assert all("/" in task.dataset or task.dataset for task in listed)
+    assert all(re.fullmatch(r"[\w.-]+(/[\w.-]+)+", task.dataset) for task in listed)
     told = {task.id: task.differs for task in listed}
     for name, word in {
         "art": "swapped",
@@ -84,6 +84,41 @@ def test_listing_tells_all():
         "Sarcasm_News_Headline": "two versions of one set",
     }.items():
         assert word in told[name], name
+
+
+TOLD_OF_SPLITS = {
+    "the test split stays": lambda train, dev, test: test,
+    "the official validation set stays whole": lambda train, dev, test: dev == "validation",
+    "for the test labels are hidden": lambda train, dev, test: not test,
+    "without the test split": lambda train, dev, test: not test,
+    "test is left": lambda train, dev, test: not test,
+    "validation is a tenth of train": lambda train, dev, test: find_part(dev).split == train[:5],
+    "validation is a fifth of the inputs, none of which is in train": lambda train, dev, test: train and dev,
+    "validation is the matched set, test the mismatched": lambda train, *both: [d[11:] for d in both]
+    == ["matched", "mismatched"],
+    "the challenge set is the test split": lambda train, dev, test: test == "challenge",
+    "not trained on": lambda train, dev, test: not train,
+}  # fmt: skip
+TOLD_OF_OTHERS = r"""(?x) tasksource\ (has|drops|cuts|trains|reads)[^;]* | other\ data\ sets'\ training\ splits
+    | where\ that\ one's\ test\ split | in\ \S+'s\ training\ split | has\ its\ test\ sentences
+    | copy's\ train\ and\ test | by\ a\ wrong\ test"""
+
+
+def test_what_is_told_of_splits_agrees_with_them():
+    for record in RECORDS.values():
+        own = re.sub(TOLD_OF_OTHERS, "", record.differs)
+        for phrase, holds in TOLD_OF_SPLITS.items():
+            if phrase in own:
+                assert holds(*record.splits), f"{record.name}: {phrase}"
+                own = own.replace(phrase, "")
+        assert not re.search(r"split|\btest\b|valid|\btrain\b", own), f"no law for {own!r}"
+
+
+def test_a_right_option_in_one_column_keeps_its_test_split_and_says_so():
+    """tasksource takes a test split whose labels are all one for hidden, and drops it."""
+    for record in RECORDS.values():
+        if getattr(record, "label", None) == 0:
+            assert ("the test split stays" in record.differs) == bool(record.splits[2]), record.name
 
 
 def test_tables_name_tasks_that_are_there():
