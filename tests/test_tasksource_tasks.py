@@ -21,12 +21,15 @@ from t0jax.data.structured.parts import find_part
 from t0jax.data.structured.records import RecordError
 from t0jax.data.structured.rows import StructuredRows
 from t0jax.data.templates import TemplateError, load_templates
-from tasks import tasksource, tasksource_local, toy_tokens
-from tasks.tasksource import audit, exams, names, nli, pairs, questions, sizes
+from tasks import recycling, tasksource, tasksource_local, toy_tokens
+from tasks.tasksource import audit, exams, names, nli, sizes
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 local_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"no data at {DATA}")
 RECORDS = tasksource.RECORDS
+
+
+MODULES = [path.stem for path in Path(tasksource.__file__).parent.glob("[!_]*.py")]
 
 
 def declarations(module):
@@ -191,10 +194,13 @@ def test_import_asks_no_network(monkeypatch):
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr("t0jax.data.rows.hub_files", refuse)
-    for module in (nli, pairs, questions):
+    opened = []
+    monkeypatch.setattr("t0jax.data.rows.open_rows", lambda *given: opened.append(given))
+    declaring = {importlib.import_module(f"tasks.tasksource.{name}") for name in MODULES}
+    assert {*tasksource.FAMILIES, exams} <= declaring
+    for module in (*declaring, tasksource, tasksource_local, recycling):
         importlib.reload(module)
-    importlib.reload(tasksource)
-    tasksource_local.register()
+    assert not opened
 
 
 def test_mixtures_weigh_by_capped_size():
