@@ -53,11 +53,11 @@ def _rows(source: Any, split: str, local_dir: str, count: bool) -> str:
         return "?"
 
 
-def findings(data: config.Data) -> Iterator[list[str]]:
-    """Cells of a line a fault: task, row in the data, what is wrong. Raises as `check_rows`."""
+def findings(data: config.Data, read: dict[str, int]) -> Iterator[list[str]]:
+    """Cells of a line a fault: task, row in the data, what is wrong. Fills `read` and raises as `check_rows`."""
     from t0jax.data.structured.loader import check_rows
 
-    for task, row, reason in check_rows(data):
+    for task, row, reason in check_rows(data, read):
         yield [task, "" if row is None else str(row), reason]
 
 
@@ -76,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     listed = commands.add_parser("list", help="name a mixture's tasks")
     listed.add_argument("--data", action="store_true", help="open the data and count rows")
     check = commands.add_parser("check", help="read all rows, print those that are wrong")
-    check.add_argument("--split", default="train")
+    check.add_argument("--split", default="train", help="train, validation or test [train]")
     check.add_argument(
         "--available_only", action="store_true", help="pass over tasks whose data cannot be had"
     )
@@ -107,15 +107,16 @@ def main(argv: Sequence[str]) -> int:
         raise ConfigError(
             f"{data.mixture!r} has no structured tasks; see its prompts with `scripts.prompts`"
         )
-    found = 0
+    found, read = 0, dict[str, int]()
     try:
         if options.command == "list":
             print("\n".join(_table(list(listing(data, options.data)))))
             return 0
-        for line in findings(data):
+        for line in findings(data, read):
             found += 1
             print(_GAP.join(line), flush=True)
-        print(f"{found:,} found" if found else "no row is wrong")
+        count = f"{sum(read.values()):,} rows of {data.split}, tasks: {len(read)}"
+        print(f"{count}: {f'{found:,} found' if found else 'no row is wrong'}")
     except BrokenPipeError:  # the reader, say `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return int(found > 0)

@@ -296,11 +296,13 @@ def _told_together(wrong: Sequence[RecordError], data: config.Data) -> RecordErr
     return RecordError(first.task, first.row, f"{first.reason}{also}; {lists_all(data)}")
 
 
-def check_rows(data: config.Data) -> Iterator[tuple[str, int | None, str]]:
+def check_rows(
+    data: config.Data, read: dict[str, int] | None = None
+) -> Iterator[tuple[str, int | None, str]]:
     """(task, row in the data, what is wrong) of all that stops training on `data.mixture`; reads every row.
 
     The row is None for what holds of the whole task. Tasks whose data cannot be had are told too, unless
-    `data.available_only`.
+    `data.available_only`. `read` is filled with the number of rows of every task that was read.
 
     Raises:
       config.ConfigError: no such mixture.
@@ -316,6 +318,8 @@ def check_rows(data: config.Data) -> Iterator[tuple[str, int | None, str]]:
             yield task, None, getattr(error, "reason", str(error))
         else:
             yield from ((task, row, reason) for row, reason in _check_task(rows))
+            if read is not None:
+                read[task] = len(rows)
 
 
 def _check_task(rows: StructuredRows) -> Iterator[tuple[int | None, str]]:
