@@ -1,5 +1,6 @@
 """Scoring structured tasks by heads: against the network itself, scikit-learn, scipy and tables by hand."""
 
+import dataclasses
 import functools
 import json
 import os
@@ -113,8 +114,10 @@ def model(vocabulary):
     return models.build(config), params
 
 
-def make(model, vocabulary, mixture, mesh=None, available_only=False, **settings):
-    data = cfg.Data(modules=(), available_only=available_only)
+def make(
+    model, vocabulary, mixture, mesh=None, available_only=False, split="validation", **settings
+):
+    data = cfg.Data(modules=(), available_only=available_only, eval_split=split)
     given = cfg.Evaluate(method="classify", max_input_length=40, **settings)
     mesh = mesh or sharding.make_mesh(cfg.Mesh(), jax.devices()[:1])
     return evaluate.make_evaluator(model[0], mesh, data, given, mixture, vocabulary)
@@ -349,6 +352,43 @@ def test_a_task_without_a_head_is_named(tasks, model, vocabulary):
         make(model, vocabulary, tasks["rte"], head="tiny/sst2")
     with pytest.raises(evaluate.EvaluationError, match="did you mean 'tiny/mnli'"):
         make(model, vocabulary, tasks["rte"], head="tiny/mnl")
+
+
+@pytest.fixture
+def lacking(tasks, tmp_path):
+    """Adds tasks like `tiny/sst2` with splits of their own, and data that has a training split alone."""
+    import seqio
+
+    from t0jax.data.structured.source import add_task
+
+    write_rows(tmp_path, "sst", "train", datasets()["sst"])
+    added = []
+
+    def add(*splits):
+        record = dataclasses.replace(RECORDS["sst"], name=f"tiny/{len(added)}", splits=splits)
+        added.append(add_task(record, f"lacking_{len(added)}", local_dir=str(tmp_path)).name)
+        return added[-1]
+
+    yield add
+    for name in added:
+        seqio.TaskRegistry.remove(name)
+
+
+def test_a_split_that_a_record_does_not_have_is_no_missing_data(tasks, lacking, model, vocabulary):
+    """Tasks that could never be scored do not keep the others of the mixture from it; a lost file does."""
+    none, test, lost = (
+        lacking("train", *rest) for rest in ((None, None), (None, "train"), ("lost", None))
+    )
+    own = functools.partial(make, model, vocabulary, head="tiny/sst2")
+    found = own(f"{tasks['sst']},{none},{test}")(model[1])
+    assert list(found.tasks) == ["tiny/sst2"]
+    assert list(found.missing) == ["tiny/0", "tiny/1"]
+    names = [t.name for t in own(f"{none},{test}", split="validation,test").tasks]
+    assert names == ["tiny/1"]
+    with pytest.raises(evaluate.EvaluationError, match="no split 'lost'"):
+        own(f"{tasks['sst']},{none},{lost}")
+    with pytest.raises(evaluate.EvaluationError, match="no split 'validation'; it has train"):
+        own(none)
 
 
 def test_labels_are_matched_by_name():

@@ -13,7 +13,7 @@ from t0jax.config import Head
 from t0jax.config.heads import normalised
 from t0jax.data.rows import DataUnavailable, SplitUnavailable
 from t0jax.data.structured.fields import described
-from t0jax.data.structured.records import Record
+from t0jax.data.structured.records import SPLITS, Record
 from t0jax.data.structured.rows import StructuredRows
 from t0jax.evaluate.tasks import all_sources, content_digest
 from t0jax.results import EvaluationError
@@ -88,8 +88,10 @@ class HeadTask:
 
 def find_head_tasks(
     mixture: str, data: config_lib.Data, split: str, heads: Sequence[Head], head: str = ""
-) -> tuple[list[HeadTask], dict[str, str]]:
-    """The structured tasks of a mixture, opened, and why others cannot be: (tasks by name, reason by name).
+) -> tuple[list[HeadTask], dict[str, str], dict[str, str]]:
+    """The structured tasks of a mixture, opened: (tasks by name, why others cannot be, those without such a split).
+
+    A split that a record declares not to have is no missing data: nothing that could be done would bring it.
 
     Args:
         mixture: seqio mixtures or tasks, with commas between.
@@ -107,7 +109,7 @@ def find_head_tasks(
     sources = list(all_sources(mixture, data))
     from t0jax.data.structured.source import StructuredSource  # after TensorFlow, imported quietly
 
-    tasks, missing = [], {}
+    tasks, missing, without = [], {}, {}
     for name, source in sources:
         if not isinstance(source, StructuredSource):
             raise EvaluationError(
@@ -119,14 +121,25 @@ def find_head_tasks(
             answer = answer_of(heads, record, head)
             rows = _open(source, split)
         except (DataUnavailable, NoHead) as error:
-            missing[record.name] = str(error)
+            told = missing if isinstance(error, NoHead) or _declares(record, split) else without
+            told[record.name] = str(error)
             continue
-        tasks.append(HeadTask(rows, split.partition(",")[0].strip(), answer))
-    return sorted(tasks, key=lambda task: task.name), missing
+        tasks.append(HeadTask(rows, _names(split)[0], answer))
+    return sorted(tasks, key=lambda task: task.name), missing, without
+
+
+def _declares(record: Record, split: str) -> bool:
+    """Whether a record has one of some splits, with commas between."""
+    declared = dict(zip(SPLITS, record.splits, strict=True))
+    return any(declared.get(name) for name in _names(split))
+
+
+def _names(split: str) -> list[str]:
+    return [name.strip() for name in split.split(",")]
 
 
 def _open(source: Any, split: str) -> StructuredRows:
-    names = [name.strip() for name in split.split(",")]
+    names = _names(split)
     for name in names:
         try:
             return source.rows(name).open()
