@@ -89,12 +89,22 @@ def finetune(
         "train.init_task": like,
         "evaluate.method": "classify",
     }
-    if record.splits[1] is not None:
+    settings = dict(settings or {})
+    if _has_split(record, typed({k: v for k, v in settings.items() if k in _OF_SPLITS}).data):
         values["data.eval_mixture"] = values["data.mixture"]
-    config = configured(values | dict(settings or {}), epochs)
+    config = configured(values | settings, epochs)
     finished = _is_finished(config)
     results = train.run(config)
     return score_again(config) if results is None and finished else results
+
+
+_OF_SPLITS = ("data.local_dir", "data.eval_split")
+
+
+def _has_split(record: Record, data: config_lib.Data) -> bool:
+    """Whether the data has one of the splits `data.eval_split`."""
+    there = record.splits_there(data.local_dir)
+    return any(name.strip() in there for name in data.eval_split.split(","))
 
 
 def configured(values: Mapping[str, Any], epochs: float) -> Config:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 
 import jax
@@ -118,6 +119,21 @@ def test_a_new_task_starts_from_the_encoder_and_the_head_of_its_labels(whole, tm
     bare = tmp_path / "bare"
     finetune(whole[0], other, bare, epochs=1, max_length=32, task_embedding=False)
     assert "task_embedding" not in params_of(bare)
+
+
+def test_what_is_scored_is_what_the_data_has(whole, tmp_path, monkeypatch):
+    """Declared by default, a split need not be there."""
+    rows = [{"text": f"t {i}", "label": i % 2} for i in range(8)]
+    write_rows(Path(os.environ["T0JAX_DATA_DIR"]), "alone", "train", rows)
+    monkeypatch.setattr(train, "run", lambda run: run.data.eval_mixture)
+    alone, out = Topic(dataset="alone", name="alone"), tmp_path / "out"
+    assert finetune(whole[0], alone, out) == ""
+    asked = {"data.eval_split": "validation,train"}
+    assert finetune(whole[0], alone, out, settings=asked) == "alone"
+    write_rows(tmp_path, "alone", "train", rows)
+    write_rows(tmp_path, "alone", "validation", rows)
+    elsewhere = {"data.local_dir": str(tmp_path)}
+    assert finetune(whole[0], alone, out, settings=elsewhere) == "alone"
 
 
 HELD = Topic(dataset="others", name="held topics")
