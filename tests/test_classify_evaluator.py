@@ -396,8 +396,23 @@ def test_labels_are_matched_by_name():
     answer = head_tasks.answer_of(heads, RECORDS["pairs"], "anli")
     assert answer.columns == ((2,), (1,), (0,))
     assert answer.logits(np.array([1.0, 2.0, 3.0])).tolist() == [3.0, 2.0, 1.0]
-    numbered = [head("tiny/sst2", "classification", ("LABEL_0", "LABEL_1"))]
+
+
+@pytest.mark.parametrize("nameless", [("LABEL_0", "LABEL_1"), ("0", "1")])
+def test_labels_without_names_are_matched_by_number(nameless):
+    numbered = [head("tiny/sst2", "classification", nameless)]
     assert head_tasks.answer_of(numbered, RECORDS["sst"]).columns is None
+
+
+@pytest.mark.parametrize(
+    "others", [("thumbs up", "thumbs down"), ("positive", "bad"), ("LABEL_1", "LABEL_0")]
+)
+def test_other_names_are_refused(others):
+    """By number the first of them would turn every answer round."""
+    named = [head("tiny/sst2", "classification", others)]
+    with pytest.raises(evaluate.EvaluationError, match=r"'negative', 'positive'.*choose") as caught:
+        head_tasks.answer_of(named, RECORDS["sst"])
+    assert all(repr(label) in str(caught.value) for label in others)
 
 
 def test_broken_weights_are_an_error(tasks, model, vocabulary):

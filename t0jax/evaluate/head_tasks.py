@@ -11,6 +11,7 @@ from t0jax import config as config_lib
 from t0jax.classify.inputs import ClassifyError, find_task
 from t0jax.config import Head
 from t0jax.config.heads import normalised
+from t0jax.convert.published import group_of
 from t0jax.data.rows import DataUnavailable, SplitUnavailable
 from t0jax.data.structured.fields import described
 from t0jax.data.structured.records import SPLITS, Record
@@ -173,7 +174,8 @@ def find_head(heads: Sequence[Head], task: str) -> int:
 def answer_of(heads: Sequence[Head], record: Record, other: str = "") -> Answer:
     """The head that answers a task: its own, or that of the task `other`.
 
-    Labels are matched by their normalised names. `not_X`, which a head lacks, is all that it has besides X.
+    Labels are matched by their normalised names. `not_X`, which a head lacks, is all that it has besides X. Outputs of
+    the task's own head that have no names, or numbers for names, are the labels in their order.
 
     Raises:
         NoHead: there is none, or it is of another kind.
@@ -191,13 +193,18 @@ def answer_of(heads: Sequence[Head], record: Record, other: str = "") -> Answer:
     columns = [_columns(normalised(label), known) for label in record.names]
     if all(columns):
         return Answer(number, head, tuple(columns))
-    if head.task == record.name and head.columns == len(record.names) and not any(columns):
-        return Answer(number, head)  # the model's labels have no names of their own
+    nameless = not group_of(head.kind, head.labels)
+    if nameless and head.task == record.name and head.columns == len(record.names):
+        return Answer(number, head)
     lacking = [label for label, found in zip(record.names, columns, strict=True) if not found]
     raise EvaluationError(
-        f"task {record.name!r} has labels {', '.join(map(repr, lacking))} that the head of {head.task!r} lacks (it has "
-        f"{', '.join(map(repr, head.labels))}); choose another head, or rename the labels of the record"
+        f"task {record.name!r} has labels {_told(record.names)}, of which the head of {head.task!r} lacks "
+        f"{_told(lacking)} (it has {_told(head.labels)}); choose another head, or rename the labels of the record"
     )
+
+
+def _told(labels: Sequence[str]) -> str:
+    return ", ".join(map(repr, labels))
 
 
 def _columns(label: str, known: dict[str, int]) -> tuple[int, ...]:
