@@ -26,11 +26,16 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "output": {"type": str, "default": "", "help": "a JSON file for the result"},
 }
 
+READ = ("config", "mesh", "data.local_dir", "data.modules", "data.vocabulary")
+READ += ("train.compile_cache", *(f"model.{name}" for name in config.COMPUTE_FIELDS))
+"""Keys of the configuration that a probe reads."""
+
 
 def main(argv: Sequence[str]) -> int:
     """Prints the probe's accuracy as JSON; returns 0."""
     path, rest = config.take_model(argv)
     settings, options = config.parse(rest, __doc__ or "", **OPTIONS)
+    config.refuse_unread(rest, READ, f"a probe reads {', '.join(READ)} and its own options")
     named = any(flag.startswith(("--model.", "--config")) for flag in rest)
     from t0jax import checkpoint, probe, sharding, train
     from t0jax.data.structured.pieces import PairPieces

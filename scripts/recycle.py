@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from t0jax import config
-from t0jax.config import Config, ConfigError, Model, UserError
+from t0jax.config import ConfigError, Model, UserError
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "output": {
@@ -46,6 +46,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "keep_checkpoints": {"action": "store_true", "help": "of finished sets"},
 }
 
+READ = ("data.local_dir", "train.compile_cache")
+"""Keys of the configuration that are the host's matter; all others are the runs', and results are of them."""
+
 RESULT_FILE = "result.json"
 SETTINGS_FILE = "settings.json"
 START_FOLDER = "start"
@@ -59,6 +62,7 @@ def main(argv: Sequence[str]) -> int:
     """Prints the table; returns 0."""
     path, rest = config.take_model(argv)
     settings, options = config.parse(rest, __doc__ or "", **OPTIONS)
+    config.refuse_unread(rest, READ, "give them to the runs: --set KEY=VALUE")
     from t0jax import train
     from t0jax.data.rows import DataUnavailable
     from t0jax.metrics import note
@@ -67,7 +71,7 @@ def main(argv: Sequence[str]) -> int:
     chosen = choose_sets(options.sets, options.local)
     read_changes(options.set)
     output, missing = Path(options.output or f"runs/recycle{'_local' * options.local}"), {}
-    start = begin(path, output, settings, options)
+    start = begin(path, output, options)
     for one, record in chosen:
         folder, record = output / one.name, divided(record, one.name)
         if is_finished(folder, record):
@@ -143,7 +147,7 @@ def part(split: str, first: int, last: int) -> str:
 # ---------------------------------------------------------------------------------------------------- a set
 
 
-def begin(path: Path, output: Path, settings: Config, options: Any) -> Path:
+def begin(path: Path, output: Path, options: Any) -> Path:
     """Takes the folder for a model and settings; returns what the sets start from, a copy of the model whose heads no
     new task takes over, or a model without heads as it is.
 
@@ -152,7 +156,7 @@ def begin(path: Path, output: Path, settings: Config, options: Any) -> Path:
     """
     from t0jax import checkpoint, models, sharding
 
-    model = checkpoint.load_model(path, sharding.make_mesh(settings.mesh))
+    model = checkpoint.load_model(path, sharding.make_mesh(config.Mesh()))
     own = model.network.config
     if own.architecture != "deberta":
         raise ConfigError(f"{path} is a {own.architecture}; model-recycling's sets need a deberta")

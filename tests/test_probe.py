@@ -102,6 +102,14 @@ def test_features_are_the_first_tokens_states(rows, tmp_path_factory):
     assert all(np.isclose(pooled, row, atol=1e-5).all(axis=1).any() for row in some.states)
 
 
+@pytest.mark.parametrize("given", ["--train.seed=9", "--data.mixture=x", "--model.d_model=8"])
+def test_keys_that_a_probe_does_not_read_are_refused(given, tmp_path):
+    from scripts import probe as script
+
+    with pytest.raises(cfg.ConfigError, match=f"^{given.partition('=')[0]} would not be read"):
+        script.main(["--model", str(tmp_path), "--mesh.data=1", "--model.dtype=float32", given])
+
+
 def test_only_classes_are_probed(rows):
     record = Classification(dataset="probed", sentence1="text", scale=(0.0, 1.0))
     other = StructuredRows(record, "train", rows[0].local_dir)

@@ -60,6 +60,19 @@ def test_what_cannot_be_asked():
     }
 
 
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        (["--optimizer.learning_rate", "3e-4", "--sets", "cb"], "--optimizer.learning_rate"),
+        (["--train.seed=9", "--mesh.model", "2"], "--train.seed, --mesh.model"),
+        (["--config", "configs/finetune_encoder.yaml"], "--config"),
+    ],
+)
+def test_keys_that_no_run_would_read_are_refused(given, named, tmp_path):
+    with pytest.raises(ConfigError, match=f"^{named} would not be read; .*--set"):
+        recycle.main(["--model", str(tmp_path), *given])
+
+
 def test_all_36_sets_are_there():
     assert len(recycle.choose_sets("", False)) == 36
     assert {one.name for one, _ in recycle.choose_sets("", True)} >= {"cb", "sst2"}
