@@ -71,10 +71,11 @@ def main(argv: Sequence[str]) -> int:
     if not options.list and not options.task and not options.labels:
         raise ConfigError("nothing is asked: give --task NAME, --labels A,B, or --list")
     named = any(flag.startswith(("--model.", "--config")) for flag in rest)
-    from t0jax import sharding, train
+    from t0jax import processes, sharding, train
     from t0jax.classify import Multitask
     from t0jax.data.registry import known_heads
 
+    processes.refuse_cluster("scripts.classify")
     train.set_environment(settings)
     model = Multitask.load(
         path,

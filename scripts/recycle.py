@@ -63,10 +63,11 @@ def main(argv: Sequence[str]) -> int:
     path, rest = config.take_model(argv)
     settings, options = config.parse(rest, __doc__ or "", **OPTIONS)
     config.refuse_unread(rest, READ, "give them to the runs: --set KEY=VALUE")
-    from t0jax import train
+    from t0jax import processes, train
     from t0jax.data.rows import DataUnavailable
     from t0jax.metrics import note
 
+    processes.refuse_cluster("scripts.recycle")
     train.set_environment(settings)
     chosen = choose_sets(options.sets, options.local)
     read_changes(options.set)

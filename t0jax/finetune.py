@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from t0jax import checkpoint, evaluate, sharding, train
+from t0jax import checkpoint, evaluate, processes, sharding, train
 from t0jax import config as config_lib
 from t0jax.config import Config
 from t0jax.data.registry import import_tasks
@@ -72,8 +72,9 @@ def finetune(
     import_tasks(())
     from t0jax.data.structured.source import add_task  # after TensorFlow, imported quietly
 
+    settings = dict(settings or {})
+    asked = typed({key: settings[key] for key in _ASKED_FIRST if key in settings})
     values: dict[str, Any] = {
-        **_compute(Path(model)),
         "model.architecture": "deberta",
         "model.task_embedding": task_embedding,
         "data.modules": _modules(record),
@@ -89,16 +90,18 @@ def finetune(
         "train.init_task": like,
         "evaluate.method": "classify",
     }
-    settings = dict(settings or {})
-    if _has_split(record, typed({k: v for k, v in settings.items() if k in _OF_SPLITS}).data):
+    if _has_split(record, asked.data):
         values["data.eval_mixture"] = values["data.mixture"]
-    config = configured(values | settings, epochs)
-    finished = _is_finished(config)
-    results = train.run(config)
-    return score_again(config) if results is None and finished else results
+    with processes.cluster(asked.train.patience):
+        config = configured(_compute(Path(model)) | values | settings, epochs)
+        # One process's word: what is in the folder changes as soon as another goes on.
+        finished = processes.tell(_is_finished(config), "looking for a finished run")[0]
+        results = train.run(config)
+        return score_again(config) if results is None and finished else results
 
 
-_OF_SPLITS = ("data.local_dir", "data.eval_split")
+_ASKED_FIRST = ("data.local_dir", "data.eval_split", "train.patience")
+"""Keys that are needed before the configuration is whole."""
 
 
 def _has_split(record: Record, data: config_lib.Data) -> bool:
