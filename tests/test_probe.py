@@ -115,3 +115,11 @@ def test_only_classes_are_probed(rows):
     other = StructuredRows(record, "train", rows[0].local_dir)
     with pytest.raises(probe.ProbeError, match="'probed' is regression"):
         probe.read_features(None, None, None, None, other)
+
+
+@pytest.mark.parametrize("heads", [(), tiny_models.HEADS[-1:]])
+def test_a_pooler_that_is_not_there_is_not_probed(rows, heads):
+    """Of an encoder alone, and of one whose heads read tokens."""
+    config = cfg.Model(architecture="deberta", d_kv=64, d_model=384, num_layers=1, heads=heads)
+    with pytest.raises(probe.ProbeError, match=r"no pooler.*--pooled"):
+        probe.read_features(models.build(config), {}, None, None, rows[0], pooled=True)
