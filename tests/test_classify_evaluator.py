@@ -16,8 +16,10 @@ from structured_data import write_rows
 
 from t0jax import checkpoint, convert, evaluate, models, processes, report, results, sharding
 from t0jax import config as cfg
+from t0jax.data.rows import DatasetSpec
 from t0jax.data.structured.pieces import PairPieces
 from t0jax.data.structured.records import Classification, MultipleChoice, TokenClassification
+from t0jax.data.structured.rows import StructuredRows
 from t0jax.evaluate import head_tasks
 from t0jax.report import reading, statistics
 from t0jax.results import structured
@@ -389,6 +391,35 @@ def test_a_split_that_a_record_does_not_have_is_no_missing_data(tasks, lacking, 
         own(f"{tasks['sst']},{none},{lost}")
     with pytest.raises(evaluate.EvaluationError, match="no split 'validation'; it has train"):
         own(none)
+
+
+def test_results_are_of_what_is_read_and_not_of_where_it_lies(tmp_path):
+    """What is not read, and the folder of a copy, have nothing scored again, nor stop processes of several hosts."""
+
+    def identity(place, label=0, split="validation", **changes):
+        (tmp_path / place).mkdir(exist_ok=True)
+        row = {"text": "a", "other": "b", "label": label}
+        (tmp_path / place / f"{split}.jsonl").write_text(json.dumps(row) + "\n")
+        spec = DatasetSpec("sst", local=str(tmp_path / place), **changes.pop("spec", {}))
+        record = dataclasses.replace(RECORDS["sst"], dataset=spec, **changes)
+        answer = head_tasks.Answer(0, record.head())
+        rows = StructuredRows(record, "validation")
+        return head_tasks.HeadTask(rows, "validation", answer).identity
+
+    own = identity("here")
+    assert own == identity("there")
+    assert own == identity("here", differs="in other words")
+    others = [
+        identity("labelled", label=1),
+        identity("here", sentence1="other"),
+        identity("here", sentence2="other"),
+        identity("here", labels=("positive", "negative")),
+        identity("here", where="label"),
+        identity("here", spec={"recodes": (("label", (1, 0)),)}),
+        identity("parts", splits=("train", "validation[:50%]", None)),
+        identity("here", scale=(0.0, 1.0), labels=()),
+    ]
+    assert len({own, *others}) == 1 + len(others)
 
 
 def test_labels_are_matched_by_name():

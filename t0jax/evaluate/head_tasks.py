@@ -77,9 +77,12 @@ class HeadTask:
 
     @property
     def identity(self) -> str:
-        """A digest of the declaration, the head and the data."""
-        files = [content_digest(file) for file in self.rows.data_files()]
-        content = described((self.record, self.answer, self.rows.split, files))
+        """A digest of what is read, the head and the data; the same for copies of the data, wherever they lie."""
+        spec, rows = self.record.spec, self.rows
+        files = [content_digest(file) for file in rows.data_files()]
+        columns = (spec.name, spec.renames, spec.recodes)
+        read = (self.record.identity, columns, rows.split, rows.split_in_data)
+        content = described((read, self.answer, files))
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
