@@ -176,6 +176,9 @@ def score(
             **evaluator.describe(),
         }
         folder = evaluate.ResultsFolder(Path(options.output), named, options.overwrite)
+    note(
+        f"evaluation: {mixture}, tasks: {len(evaluator.tasks)}; each length of rows is compiled as it comes"
+    )
     results = evaluator(model.params, folder, note, preemption.check)
     if jax.process_index() > 0:
         return

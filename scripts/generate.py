@@ -211,6 +211,7 @@ def write(
     mesh = sharding.make_mesh(settings.mesh)
     report(f"model: reading {path}")
     model = checkpoint.load_model(path, mesh, compute)
+    check_architecture(path, model.network.config)
     pieces = Pieces(settings.data.vocabulary or model.vocabulary or vocabulary_path())
     check_vocabulary(pieces, model.network.config)
     generator = generate.Generator(model.network, mesh, how)
@@ -223,6 +224,15 @@ def write(
     for prompt, tokens in zip(prompts, all_tokens(generator, params, inputs, pause), strict=True):
         if jax.process_index() == 0:
             print(*shown(prompt, pieces.decode_spelled(tokens)), sep="\n", flush=True)
+
+
+def check_architecture(path: Path, model: config.Model) -> None:
+    """Refuses a model that has no decoder."""
+    if model.architecture != "t5":
+        raise ConfigError(
+            f"{path} is a {model.architecture}, an encoder that writes no text; "
+            f"python -m scripts.classify --model {path} --list tells what it answers"
+        )
 
 
 def check_vocabulary(pieces: Pieces, model: config.Model) -> None:

@@ -88,13 +88,9 @@ def find_source(task: str, modules: Sequence[str]) -> Any:
         ConfigError: the modules register no such task; names the nearest ones.
     """
     from t0jax.data.registry import import_tasks
+    from t0jax.data.structured.source import StructuredSource, seqio
 
     import_tasks(modules)
-    from t0jax.data.structured.source import (
-        StructuredSource,
-        seqio,
-    )  # after TensorFlow, imported quietly
-
     sources: dict[str, Any] = {}
     for name in seqio.TaskRegistry.names():
         source = seqio.TaskRegistry.get(name).source

@@ -27,7 +27,7 @@ def listing(data: config.Data, count: bool) -> Iterator[list[str]]:
       config.ConfigError: no such mixture.
     """
     names = list(find_tasks(data))
-    import seqio  # after the tasks' modules, which import it quietly
+    import seqio
 
     sources: list[Any] = [seqio.TaskRegistry.get(name).source for name in names]
     yield ["task", "kind", "train", "validation", "test", "differs"]

@@ -18,10 +18,11 @@ import numpy as np
 from t0jax import checkpoint, evaluate, processes, sharding, train
 from t0jax import config as config_lib
 from t0jax.config import Config
-from t0jax.data.registry import import_tasks
 from t0jax.data.structured.loader import open_tasks
 from t0jax.data.structured.records import Record, RecordError
+from t0jax.data.structured.source import add_task
 from t0jax.evaluate.history import SCORES_FILE
+from t0jax.metrics import note
 from t0jax.results import Results
 
 LENGTHS = (32, 64, 128, 256, 512, 1024)
@@ -69,9 +70,6 @@ def finetune(
         DataUnavailable: the data cannot be had.
         RecordError: a row is not as declared, or none of the train split has a label.
     """
-    import_tasks(())
-    from t0jax.data.structured.source import add_task  # after TensorFlow, imported quietly
-
     settings = dict(settings or {})
     asked = typed({key: settings[key] for key in _ASKED_FIRST if key in settings})
     values: dict[str, Any] = {
@@ -190,6 +188,7 @@ def score_again(config: Config) -> Results | None:
         config.data.eval_mixture,
         model.vocabulary,
     )
+    note(f"evaluation: {config.data.eval_mixture} once more, by step {model.step}")
     return evaluator(model.params)
 
 

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ class Loop:
 
     def __post_init__(self) -> None:
         self.step, self.saved, self.finished = 0, -1, False
-        self.began, self.waited = time.monotonic(), False
+        self.began, self.shapes = time.monotonic(), set[tuple[int, ...]]()
         self.position: dict[str, Any] = {}
         self.pending: list[dict[str, jax.Array]] = []
         self.meter = metrics.Meter(self.config.train.steps)
@@ -98,17 +98,24 @@ class Loop:
         number = self.step + 1
         with processes.watching(f"reading the batch of step {number}"):
             batch, (flops, tokens, cut, self.position) = next(batches)
-        if not self.waited:
-            self.waited = True
-            note(
-                f"data: first batch after {time.monotonic() - self.began:.1f} s; compiling the step"
-            )
+        self.tell_of_compiling(batch)
         with processes.watching(f"step {number}"):
             state, report = self.step_fn(state, batch)
         self.step = number
         self.pending.append({**report, **cut})
         self.meter.add(flops * self.shares, tokens * self.shares)
         return state, report
+
+    def tell_of_compiling(self, batch: Mapping[str, jax.Array]) -> None:
+        """One line for each shape of batches, which has a program of its own, as it comes first."""
+        names = ("encoder_input_tokens", "decoder_input_tokens")
+        lengths = tuple(batch[name].shape[1] for name in names if name in batch)
+        if lengths in self.shapes:
+            return
+        waited = f"data: first batch after {time.monotonic() - self.began:.1f} s; "
+        size = " + ".join(map(str, lengths))
+        note(f"{'' if self.shapes else waited}compiling the step for rows of {size} tokens")
+        self.shapes.add(lengths)
 
     def conclude(self, state: State, preemption: Preemption) -> Results | None:
         """What is due after a step: a checkpoint, an evaluation; both after the last."""
@@ -156,7 +163,9 @@ class Loop:
         if not rows:
             return
         rates = self.meter.rates(self.step)
-        rates["examples_per_s"] = rates["steps_per_s"] * np.mean([row["examples"] for row in rows])
+        rates["examples_per_s"] = rates["steps_per_s"] * float(
+            np.mean([row["examples"] for row in rows])
+        )
         for at, row in enumerate(rows, start=self.step - len(rows) + 1):
             for sink in self.sinks:
                 sink.write(at, row if at < self.step else {**row, **rates})
@@ -181,6 +190,8 @@ class Loop:
         if self.evaluator is None:
             return None
         self.flush()
+        mixture, tasks = self.config.data.eval_mixture, len(self.evaluator.tasks)
+        note(f"evaluation: {mixture}, tasks: {tasks}, at step {self.step}")
         try:
             results = self.evaluator(state["params"], pause=preemption.check)
         except Preempted:

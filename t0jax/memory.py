@@ -4,6 +4,7 @@ import ctypes
 import importlib.metadata
 import importlib.util
 import platform
+from typing import Any
 
 import jax
 
@@ -31,8 +32,9 @@ def keep_pages() -> bool:
 
 def _cpu_alone() -> bool:
     """Whether JAX will find no accelerator; asking for its devices would be too late for malloc."""
-    if jax.config.jax_platforms:
-        return jax.config.jax_platforms == "cpu"
+    settings: Any = jax.config  # whose options are declared at run time
+    if settings.jax_platforms:
+        return settings.jax_platforms == "cpu"
     plugins = importlib.metadata.entry_points(group="jax_plugins")
     modules = map(importlib.util.find_spec, ("jax_plugins", "libtpu"))
     return not plugins and not any(modules)

@@ -155,7 +155,7 @@ class Wandb:
     """Weights & Biases; needs `pip install t0jax[wandb]`."""
 
     def __init__(self, project: str, folder: Path, config: Mapping[str, Any]) -> None:
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports]  an extra
 
         # One id a folder, so that a resumed run goes on in the same place.
         name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
@@ -202,7 +202,7 @@ class Meter:
     def restart(self) -> None:
         """Forgets what was counted: called after compiling, evaluating and saving, which are not steps."""
         self._since = time.monotonic()
-        self._counted = dict.fromkeys(("steps", "flops", "tokens"), 0.0)
+        self._counted: dict[str, float] = dict.fromkeys(("steps", "flops", "tokens"), 0.0)
 
     def add(self, flops: float, tokens: float) -> None:
         """One step's model FLOPs and non-padding tokens, inputs and targets together."""

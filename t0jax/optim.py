@@ -163,13 +163,13 @@ def _is_matrix(axes: tuple[str | None, ...]) -> bool:
 def _per_layer(transform: optax.GradientTransformation, axes: Axes) -> optax.GradientTransformation:
     """Applies a stateless transformation of single leaves to each layer of stacked ones."""
 
-    def leaf(names: tuple[str | None, ...], update: jax.Array, param: jax.Array) -> jax.Array:
+    def leaf(names: tuple[str | None, ...], update: jax.Array, param: jax.Array) -> Any:
         def apply(update, param):
             return transform.update(update, transform.init(param), param)[0]
 
         return (jax.vmap(apply) if _is_stacked(names) else apply)(update, param)
 
-    def update(updates, state, params):
+    def update(updates, state, params=None):
         return jax.tree.map(leaf, axes, updates, params, is_leaf=_is_axes), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
@@ -203,7 +203,8 @@ def _factored_rms(optimizer: config.Optimizer, axes: Axes) -> optax.GradientTran
 
     def init_leaf(names, param):
         def moments(param):
-            return tuple(one.init(param))[1:]
+            state: Any = one.init(param)
+            return tuple(state)[1:]
 
         return (jax.vmap(moments) if _is_stacked(names) else moments)(param)
 
@@ -213,12 +214,13 @@ def _factored_rms(optimizer: config.Optimizer, axes: Axes) -> optax.GradientTran
 
     def update_leaf(count, names, grad, v_row, v_col, v, param):
         def step(grad, v_row, v_col, v, param):
-            new, state = one.update(grad, optax.FactoredState(count, v_row, v_col, v), param)
+            state: Any = optax.FactoredState(count, v_row, v_col, v)
+            new, state = one.update(grad, state, param)
             return new, *tuple(state)[1:]
 
         return (jax.vmap(step) if _is_stacked(names) else step)(grad, v_row, v_col, v, param)
 
-    def update(updates, state, params):
+    def update(updates, state, params=None):
         leaves = jax.tree.map(
             lambda *args: update_leaf(state.count, *args),
             axes, updates, state.v_row, state.v_col, state.v, params,

@@ -2,7 +2,7 @@
 
 import queue
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -57,7 +57,8 @@ def process_slice(mesh: jax.sharding.Mesh) -> tuple[int, int]:
 
 
 def make_mesh(
-    config: config_lib.Mesh, devices: Sequence[jax.Device] | None = None
+    config: config_lib.Mesh,
+    devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]  a class of the C extension
 ) -> jax.sharding.Mesh:
     """The (data, fsdp, model) mesh over `devices` (all of them by default).
 
@@ -83,7 +84,10 @@ def make_mesh(
     return jax.sharding.Mesh(_arranged(sizes, devices), MESH_AXES, axis_types=types)
 
 
-def _arranged(sizes: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarray:
+def _arranged(
+    sizes: Sequence[int],
+    devices: Sequence[jax.Device],  # pyright: ignore[reportInvalidTypeForm]  a class of the C extension
+) -> np.ndarray:
     """The devices with neighbours on the last axis first; TPU slices, which a slower network joins, follow `data`.
 
     Axes that are no products of whole sides of a TPU's torus, e.g. 32 of 4x4x4, cut sides.
@@ -112,7 +116,7 @@ def _arranged(sizes: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarray
 
 
 def spec(
-    names: Sequence[str | None], shape: Sequence[int], mesh: jax.sharding.Mesh
+    names: Sequence[str | None], shape: Sequence[int], mesh: jax.sharding.Mesh | AbstractMesh
 ) -> PartitionSpec:
     """The partition of an array with these logical axes.
 
@@ -193,7 +197,7 @@ def prefetch(
     batches: Iterator[tuple[Mapping[str, np.ndarray], Extra]],
     mesh: jax.sharding.Mesh,
     depth: int = 2,
-) -> Iterator[tuple[dict[str, jax.Array], Extra]]:
+) -> Generator[tuple[dict[str, jax.Array], Extra], None, None]:
     """Reads and places batches in a thread, up to `depth` ahead, so that devices do not wait for the host.
 
     What comes with a batch (the reader's position after it) is passed on beside it. An error of the reader is

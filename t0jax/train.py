@@ -253,8 +253,8 @@ def train_vocabulary(config: Config) -> None:
             f"data.vocabulary_train_size {data.vocabulary_train_size} and {loader_lib.added_ids(data)} extra ids "
             f"are more than model.vocab_size {config.model.vocab_size}; make that {ids} or more"
         )
-    note(f"vocabulary: training {data.vocabulary_train_size} pieces on {data.mixture}")
-    loader_lib.train_vocabulary(data)
+    note(f"vocabulary: reading the text of {data.mixture}")
+    loader_lib.train_vocabulary(data, lambda line: note(f"vocabulary: {line}"))
 
 
 def check_vocabulary(config: Config, vocabulary: Path) -> None:

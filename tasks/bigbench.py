@@ -79,8 +79,8 @@ class BigBenchSource(PromptSource):
         values = {field.name: getattr(plain, field.name) for field in fields(plain)}
         return BigBenchRows(**values, subtask=self.subtask)
 
-    def _identity(self) -> tuple[Any, ...]:
-        return (*super()._identity(), self.subtask)
+    def identity(self) -> tuple[Any, ...]:
+        return (*super().identity(), self.subtask)
 
 
 def add_bigbench_task(

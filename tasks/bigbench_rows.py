@@ -266,6 +266,7 @@ def _beginning(first: str, last: str) -> tuple[str, str, int]:
         before = shared[: question.start()].removesuffix("\n")
         return before, Format().example_input_prefix, question.end()
     line = re.match(r"(.*(?:: |\n))?", shared, re.DOTALL)
+    assert line is not None  # it may be empty
     return line[0], "", line.end()
 
 

@@ -118,7 +118,10 @@ def training_texts(
                 yield rendered.targets
 
 
-VOCABULARY = seqio.SentencePieceVocabulary(ToyVocabularyFile(vocabulary_file), extra_ids=EXTRA_IDS)
+VOCABULARY = seqio.SentencePieceVocabulary(
+    ToyVocabularyFile(vocabulary_file),  # pyright: ignore[reportArgumentType]  a text once it is read
+    extra_ids=EXTRA_IDS,
+)
 
 
 # Tasks and mixtures

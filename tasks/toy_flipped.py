@@ -70,7 +70,8 @@ def vocabulary_file() -> Path:
 
 
 VOCABULARY = seqio.SentencePieceVocabulary(
-    toy.ToyVocabularyFile(vocabulary_file), extra_ids=EXTRA_IDS
+    toy.ToyVocabularyFile(vocabulary_file),  # pyright: ignore[reportArgumentType]  a text once it is read
+    extra_ids=EXTRA_IDS,
 )
 OPTIONS = {"vocabulary": VOCABULARY, "prompts_root": str(toy.PROMPTS), "view": "flipped"}
 

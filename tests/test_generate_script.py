@@ -255,6 +255,11 @@ def test_a_vocabulary_larger_than_the_model(pieces):
         script.check_vocabulary(pieces, cfg.Model(vocab_size=100))
 
 
+def test_an_encoder_writes_nothing():
+    with pytest.raises(cfg.ConfigError, match="runs/m is a deberta, an encoder .* --list"):
+        script.check_architecture(Path("runs/m"), cfg.Model(architecture="deberta"))
+
+
 @pytest.mark.parametrize("argv", [["--model", "m"], ["--model=m"]])
 def test_the_model_is_told_from_the_configurations_keys(argv):
     path, rest = cfg.take_model(["--model.dtype", "bfloat16", *argv, "--input", "x"])

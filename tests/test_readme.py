@@ -205,6 +205,22 @@ def test_the_records_declare_what_the_text_says(monkeypatch):
     assert example.texts[example.label] == ("A: It rains. Sun?", "no")
 
 
+def test_the_records_of_other_kinds_are_tasks_of_a_mixture():
+    seqio = pytest.importorskip("seqio")
+    before = set(seqio.TaskRegistry.names())
+    (block,) = [b for b in blocks(section("### Declare a task"), "python") if "more_records" in b]
+    try:
+        exec(compile(block, "more_records.py", "exec"), {})
+        tasks = seqio.MixtureRegistry.get("reviews").tasks
+        assert {task.source.record.kind for task in tasks} == {
+            "regression", "multilabel", "classification", "token_classification"
+        }  # fmt: skip
+    finally:
+        seqio.MixtureRegistry.remove("reviews")
+        for name in set(seqio.TaskRegistry.names()) - before:
+            seqio.TaskRegistry.remove(name)
+
+
 def test_settings_of_the_tasksource_pages_are_known():
     text = README.read_text(encoding="utf-8")
     page = text[text.index("## tasksource") : text.index("\n## Convert\n")]

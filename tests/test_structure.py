@@ -1,5 +1,7 @@
 """The house's rules that a machine can check."""
 
+import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -54,6 +56,39 @@ def test_tensorflow_is_imported_where_tasks_are_read_alone():
     heavy = ("tensorflow", "seqio", "torch", "transformers", "datasets")
     found = run(f"{imports}; import sys; print([m for m in {heavy} if m in sys.modules])")
     assert found.stdout.strip() == "[]", found.stdout + found.stderr
+
+
+@pytest.mark.parametrize("folder", ["t0jax", "scripts"])
+def test_tensorflow_is_imported_quietly_first(folder):
+    for path in (REPOSITORY / folder).rglob("*.py"):
+        body = ast.parse(path.read_text()).body
+        lines = [ast.unparse(node) for node in body if isinstance(node, ast.Import)]
+        if {"import seqio", "import tensorflow as tf"} & set(lines) and path.stem != "quiet":
+            assert lines[0] == "import t0jax.data.quiet", path
+
+
+def test_tensorflow_does_not_greet_and_its_errors_are_shown():
+    """Whichever room comes first."""
+    environment = {k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"}
+    code = """
+import os, t0jax.data.structured.source, tensorflow as tf
+tf.constant(1) + 1
+with t0jax.data.quiet.greeting_kept_back():
+    os.write(2, b"I0000 00:00:1.2 3 port.cc:153] oneDNN custom operations are on.\\n")
+    os.write(2, b"E0000 00:00:1.2 3 cpu.cc:1] no AVX here\\n")
+try:
+    with t0jax.data.quiet.greeting_kept_back():
+        os.write(2, b"I0000 00:00:1.2 3 port.cc:153] what led to it\\n")
+        raise ImportError
+except ImportError:
+    pass
+"""
+    command = [sys.executable, "-c", code]
+    found = subprocess.run(
+        command, cwd=REPOSITORY, capture_output=True, text=True, env=environment, timeout=120
+    )
+    shown = [line.partition("] ")[2] for line in found.stderr.splitlines()]
+    assert shown == ["no AVX here", "what led to it"], found.stderr
 
 
 def test_readers_start_without_jax():

@@ -5,6 +5,7 @@ import json
 import os
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import clusters
 import jax
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from structured_data import Choices, Tags, Topic, write_mixed_data, write_rows
 
-from t0jax import checkpoint, config, sharding, train
+from t0jax import checkpoint, config, loop, sharding, train
 from t0jax import finetune as finetune_lib
 from t0jax.config import ConfigError, UserError
 from t0jax.data import loader as loader_lib
@@ -68,6 +69,37 @@ def settings(tmp_path_factory):
 def whole(settings):
     """The folder of a run that was not stopped, and its scores."""
     return settings.train.output_dir, train.run(settings)
+
+
+def test_what_may_last_is_told_as_it_begins(settings, tmp_path, monkeypatch):
+    said = []
+    for module in (train, loop):
+        monkeypatch.setattr(module, "note", said.append)
+    data = dataclasses.replace(settings.data, vocabulary=str(tmp_path / "spm.model"))
+    train.run(dataclasses.replace(to(settings, tmp_path / "run"), data=data))
+    assert "vocabulary: reading the text of run_all" in said
+    (line,) = [line for line in said if "pieces on" in line]
+    assert re.fullmatch(
+        r"vocabulary: training 40 pieces on \d+ lines, [\d,]+ characters of text", line
+    )
+    (line,) = [line for line in said if "compiling" in line]
+    assert line.endswith("; compiling the step for rows of 32 tokens")
+    assert f"evaluation: run_all, tasks: 3, at step {STEPS}" in said
+
+
+def test_each_length_of_rows_is_told_once(monkeypatch):
+    said, run = [], SimpleNamespace(began=0.0, shapes=set())
+    monkeypatch.setattr(loop, "note", said.append)
+    for inputs, targets in ((64, 8), (128, 8), (64, 8), (128, 8)):
+        batch = {
+            "encoder_input_tokens": np.zeros((4, inputs)),
+            "decoder_input_tokens": np.zeros((4, targets)),
+        }
+        loop.Loop.tell_of_compiling(run, batch)
+    assert [line.partition("compiling ")[2] for line in said] == [
+        "the step for rows of 64 + 8 tokens",
+        "the step for rows of 128 + 8 tokens",
+    ]
 
 
 def to(settings, output_dir, **changes):

@@ -54,7 +54,7 @@ def together(action: Callable[[], Found]) -> Found:
         return found  # type: ignore[return-value]
     kind = _KINDS[min(number for number, _ in failed.values())]
     if jax.process_count() == 1:
-        if isinstance(error, kind):
+        if error is not None and isinstance(error, kind):
             raise error
         raise kind(failed[0][1]) from error
     texts = [f"process {index}: {text}" for index, (_, text) in failed.items()]
@@ -193,11 +193,12 @@ def fault(step: Path) -> str:
 def _describe(step: Path) -> tuple[dict[str, Any], dict[str, str], Mapping[str, Any]]:
     """Metadata, fingerprints, and the table of names and shapes of each tree."""
     try:
-        found = ocp.checkpointables_metadata(step)
+        found = ocp.checkpointables_metadata(str(step))
         if not _is_complete(found):  # orbax logs why and leaves it out, be it for good or not
             _touch(step)
-            found = ocp.checkpointables_metadata(step)
-        custom = dict(found.custom_metadata or {})  # type: ignore[call-overload]
+            found = ocp.checkpointables_metadata(str(step))
+        kept: Any = found.custom_metadata or {}
+        custom = dict(kept)
         if not custom:
             raise CheckpointError(f"{METADATA_FILE} cannot be read")
         return *_unseal(custom), found.metadata
@@ -285,7 +286,7 @@ def _load_alone(step: Path, abstract: State) -> State:
     """This process's shards; waits for no other process."""
     try:
         with _alone():
-            return ocp.load_checkpointables(step, abstract)
+            return ocp.load_checkpointables(str(step), abstract)
     except Exception as error:
         raise _judged(step, error) from error
 

@@ -71,9 +71,10 @@ class Checkpoints:
         # Compressing floats takes nine times the processor time of writing them and saves 8 % of the disk.
         context.array.saving.use_compression = False
         return ocp.training.Checkpointer(
-            self._folder,
+            str(self._folder),
             context=context,
-            preservation_policy=policies.AnyPreservationPolicy(keep),
+            # Orbax declares two protocols of this name, and its own class is of the other.
+            preservation_policy=policies.AnyPreservationPolicy(keep),  # pyright: ignore[reportArgumentType]
             cleanup_tmp_directories=True,
         )
 

@@ -5,7 +5,6 @@ command line (`--train.steps 100`). Unknown keys are refused with the nearest kn
 """
 
 import logging
-import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -66,7 +65,6 @@ __all__ = [
 
 def run_script(main: Callable[[Sequence[str]], int]) -> None:
     """Ends the process with `main`'s exit status; what the user can mend, or Ctrl-C, is told in a line."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow greets on stderr otherwise
     # Orbax logs a traceback a thread for what arrives here as one error.
     logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
     try:

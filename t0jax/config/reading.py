@@ -22,7 +22,7 @@ def known_keys() -> list[str]:
 
 
 def parse(
-    argv: Sequence[str], description: str, base: Config | None = None, **options: dict[str, Any]
+    argv: Sequence[str], description: str, base: Config | None = None, /, **options: dict[str, Any]
 ) -> tuple[Config, Any]:
     """Command line -> the configuration and the script's own options.
 

@@ -118,12 +118,11 @@ def load_params(
     tensors = of(network.config).find_tensors(source, network.config)
     table = [entry for entry in name_table(network) if not entry.copy]
     _check_tensors(tensors, table, source.path)
-    if shardings is None:
-        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        shardings = jax.tree.map(lambda _: device, network.shapes)
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     params: models.Params = {}
     for entry in table:
-        _set(params, entry.path, load_entry(entry, tensors, entry.leaf(shardings)))
+        where = device if shardings is None else entry.leaf(shardings)
+        _set(params, entry.path, load_entry(entry, tensors, where))
     return params
 
 
@@ -131,8 +130,9 @@ def load_entry(
     entry: Entry, tensors: Mapping[str, Tensor], sharding: jax.sharding.Sharding
 ) -> jax.Array:
     """One parameter, its shards filled in host memory group by group, put on their devices and forgotten."""
-    owners: dict[Bounds, list[jax.Device]] = {}
+    owners: dict[Bounds, list[jax.Device]] = {}  # pyright: ignore[reportInvalidTypeForm]  a class of the C extension
     for device, index in sharding.addressable_devices_indices_map(entry.shape).items():
+        assert index is not None  # as it is of a device that is addressable
         slices = zip(index, entry.shape, strict=True)
         owners.setdefault(tuple(s.indices(n)[:2] for s, n in slices), []).append(device)
     placed = []

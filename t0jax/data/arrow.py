@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet
+from pyarrow import csv, parquet
 
 from t0jax.config import UserError
 
@@ -55,7 +54,7 @@ def _is_current(target: Path, stamp: bytes) -> bool:
     return metadata.get(b"t0jax.source") == stamp
 
 
-def write_atomically(target: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(target: Path, write: Callable[[Path], object]) -> None:
     """Several processes may write the same file at once: each writes its own part, the last rename stays.
 
     Raises:
@@ -71,7 +70,7 @@ def write_atomically(target: Path, write: Callable[[Path], None]) -> None:
             part.unlink()
 
 
-def write_cached(target: Path, write: Callable[[Path], None]) -> None:
+def write_cached(target: Path, write: Callable[[Path], object]) -> None:
     """`write_atomically` for a file in the cache folder.
 
     Raises:
@@ -122,11 +121,11 @@ def _reading(path: Path, kind: str) -> Iterator[None]:
 
 def _read_parquet(path: Path, part: Path, metadata: Mapping[bytes, bytes]) -> None:
     with _reading(path, "parquet"):
-        file = pa.parquet.ParquetFile(path)
+        file = parquet.ParquetFile(path)
     _write_batches(part, file.schema_arrow, _parquet_batches(file, path), metadata)
 
 
-def _parquet_batches(file: pa.parquet.ParquetFile, path: Path) -> Iterator[pa.RecordBatch]:
+def _parquet_batches(file: parquet.ParquetFile, path: Path) -> Iterator[pa.RecordBatch]:
     with _reading(path, "parquet"):
         yield from file.iter_batches(batch_size=BATCH_ROWS)
 
@@ -142,10 +141,10 @@ def _read_csv(path: Path, part: Path, metadata: Mapping[bytes, bytes]) -> None:
 
 
 def _csv_table(path: Path, types: Mapping[str, pa.DataType]) -> pa.Table:
-    return pa.csv.read_csv(
+    return csv.read_csv(
         path,
-        parse_options=pa.csv.ParseOptions(newlines_in_values=True),
-        convert_options=pa.csv.ConvertOptions(column_types=types),
+        parse_options=csv.ParseOptions(newlines_in_values=True),
+        convert_options=csv.ConvertOptions(column_types=types),
     )
 
 

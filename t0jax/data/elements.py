@@ -1,9 +1,14 @@
-"""Prompted rows as elements of a `tf.data` pipeline, and their tokenising inside seqio.
+"""Rows read by index as a seqio source; prompted rows as elements of `tf.data`, and their tokenising inside seqio.
 
 Elements hold text. Of a view with sentinels an element has the parts of its pair too (`pair`, JSON), which
 `tokenize_pairs` encodes as readers by index do.
 """
 
+import t0jax.data.quiet  # noqa: F401  before TensorFlow and seqio
+
+# isort: split
+
+import abc
 import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -15,10 +20,11 @@ import tensorflow as tf
 
 from t0jax.data import views
 from t0jax.data.encoding import PairEncoder
-from t0jax.data.rows import PromptedRows
+from t0jax.data.rows import DataUnavailable, PromptedRows
 from t0jax.data.vocabulary import Pieces
 
 _ROWS_PER_CALL = 64
+_ROWS_PER_SHARD = 20_000
 _UNLIMITED = 1 << 30
 
 Columns = dict[str, np.ndarray]
@@ -33,6 +39,67 @@ _RANK_LAYOUT = {
     "weight": (tf.float32, ()),
 }
 _PAIR_LAYOUT = {"pair": (tf.string, ())}
+
+
+class IndexedSource(seqio.DataSource):
+    """A source whose rows are read by index: what seqio asks of one, all from `rows(split)` and their elements.
+
+    Sources that read the same are equal, so that a task may be declared again.
+    """
+
+    @abc.abstractmethod
+    def rows(self, split: str) -> Any:
+        """The rows of a split: they have a length and are read by number.
+
+        Raises:
+          DataUnavailable: the data cannot be had; here or when the rows are first read.
+        """
+
+    @abc.abstractmethod
+    def elements(self, rows: Any, numbers: tf.data.Dataset) -> tf.data.Dataset:
+        """The elements of a data set of row numbers."""
+
+    @abc.abstractmethod
+    def identity(self) -> tuple[Any, ...]:
+        """All that what is read depends on."""
+
+    @property
+    def supports_arbitrary_sharding(self) -> bool:
+        return True
+
+    def list_shards(self, split: str) -> Sequence[str]:
+        """Names of as many shards as are worth reading apart."""
+        count = -(-len(self.rows(split)) // _ROWS_PER_SHARD)
+        return [f"{split}-{number:05d}-of-{count:05d}" for number in range(count)]
+
+    def num_input_examples(self, split: str) -> int | None:
+        """Rows of the split, None if the data cannot be had."""
+        try:
+            return len(self.rows(split))
+        except DataUnavailable:
+            return None
+
+    def get_dataset(
+        self,
+        split: str = "train",
+        shuffle: bool = True,
+        seed: int | None = None,
+        shard_info: seqio.ShardInfo | None = None,
+        *,
+        sequence_length: Mapping[str, int] | None = None,
+        use_cached: bool = False,
+        num_epochs: int | None = 1,
+    ) -> tf.data.Dataset:
+        """Elements of a shard, by `row_numbers`."""
+        del sequence_length, use_cached, num_epochs
+        rows = self.rows(split)
+        return self.elements(rows, row_numbers(len(rows), shuffle, seed, shard_info))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, IndexedSource) and self.identity() == other.identity()
+
+    def __hash__(self) -> int:
+        return hash(repr(self))  # an identity may hold mappings, which have no hash
 
 
 def row_numbers(
@@ -105,13 +172,14 @@ def _rank_columns(rows: PromptedRows, view: views.View, numbers: np.ndarray) -> 
 
 def _pair_columns(pairs: Sequence[tuple[views.Pair, Sequence[views.Pair]]]) -> Columns:
     return {
-        "inputs": _strings([pair.inputs for pair, _ in pairs]),
-        "targets": _strings([pair.targets for pair, _ in pairs]),
-        "pair": _strings([_spelled(pair, peers) for pair, peers in pairs]),
+        "inputs": strings([pair.inputs for pair, _ in pairs]),
+        "targets": strings([pair.targets for pair, _ in pairs]),
+        "pair": strings([_spelled(pair, peers) for pair, peers in pairs]),
     }
 
 
-def _strings(texts: Sequence[str]) -> np.ndarray:
+def strings(texts: Sequence[str]) -> np.ndarray:
+    """Texts as `tf.numpy_function` returns them."""
     return np.array([text.encode() for text in texts], np.object_ if texts else np.bytes_)
 
 

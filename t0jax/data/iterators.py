@@ -193,7 +193,7 @@ class IndexLoader(Loader):
             for reader in readers:
                 reader.close()
             raise
-        return readers
+        return [*readers]
 
 
 def check_layout(data: config.Data, process_count: int) -> None:

@@ -73,7 +73,7 @@ def prompt_issues(template: Template) -> list[Issue]:
     ]
     if template.answer_choices is not None:
         choices = _syntax(template.answer_choices)
-        issues += [(level, f"answer_choices: {text}") for level, text in choices.issues]
+        issues.extend((level, f"answer_choices: {text}") for level, text in choices.issues)
         issues += _choice_issues(choices.choices)
     elif "answer_choices" in prompt.names:
         issues.append(

@@ -10,7 +10,7 @@ process, and so does one that is read from `data.cache_dir`.
 import itertools
 import logging
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,13 @@ from t0jax.data.structured.loader import (
 )
 from t0jax.data.structured.pieces import PairPieces, train_pair_pieces
 from t0jax.data.views import find_view
-from t0jax.data.vocabulary import EXTRA_IDS, Pieces, train_sentencepiece, vocabulary_path
+from t0jax.data.vocabulary import (
+    EXTRA_IDS,
+    Pieces,
+    tell_no_one,
+    train_sentencepiece,
+    vocabulary_path,
+)
 
 __all__ = [
     "IndexLoader",
@@ -116,15 +122,17 @@ def added_ids(data: config.Data) -> int:
     return 1 if holds_structured(data) else EXTRA_IDS
 
 
-def train_vocabulary(data: config.Data) -> Path:
+def train_vocabulary(data: config.Data, tell: Callable[[str], None] = tell_no_one) -> Path:
     """Trains `data.vocabulary`, of `data.vocabulary_train_size` pieces of the mixture's kind, on the mixture's text.
+
+    `tell` is called with a line when the text is read and the training begins.
 
     Raises:
       VocabularyError: it cannot be trained or written.
       config.ConfigError, DataUnavailable: as `mixture_texts`.
     """
     train = train_pair_pieces if holds_structured(data) else train_sentencepiece
-    return train(mixture_texts(data), Path(data.vocabulary), data.vocabulary_train_size)
+    return train(mixture_texts(data), Path(data.vocabulary), data.vocabulary_train_size, tell)
 
 
 def mixture_texts(data: config.Data) -> Iterator[str]:
@@ -201,7 +209,8 @@ def _make_task(name: str, rate: float, source: Any, data: config.Data) -> Task:
 
 
 def _has_words(task: Task) -> bool:
-    return not task.view.needs_split or task.rows.template.has_instruction
+    rows: Any = task.rows  # prompted ones, where a view reads their instruction
+    return not task.view.needs_split or rows.template.has_instruction
 
 
 def _with_examples(tasks: list[Task], data: config.Data) -> list[Task]:

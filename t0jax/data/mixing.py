@@ -82,7 +82,10 @@ class MixtureOrder:
         task = np.repeat(np.arange(len(counts)), counts)
         draw = np.arange(len(task)) - np.repeat(counts.cumsum() - counts, counts) + first[task]
         order = np.argsort(
-            _hash(np.arange(len(task), dtype=np.uint64) ^ _hash(self._seed ^ np.uint64(number)))
+            _hash(
+                np.arange(len(task), dtype=np.uint64)
+                ^ _hash(np.asarray(self._seed ^ np.uint64(number)))
+            )
         )
         if self._in_turn:
             order = np.argsort(np.argsort(task[order], kind="stable"))

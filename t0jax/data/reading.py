@@ -276,7 +276,7 @@ class ShardReader:
         data = self._data
         counts = packing.token_counts([example for _, example in self._waiting]).sum(axis=0)
         size = (data.pack_rows, data.input_length, data.target_length)
-        while not packing.enough(*counts.tolist(), len(self._waiting), size, data.pack):
+        while not packing.enough(counts[0], counts[1], len(self._waiting), size, data.pack):
             new = self._draws.read(self._tokenise)
             self._waiting += new
             counts = counts + packing.token_counts([example for _, example in new]).sum(axis=0)

@@ -1,13 +1,11 @@
 """Bringing the tasks a run names into seqio's registry, and finding them there."""
 
-import contextlib
 import difflib
 import hashlib
 import importlib
 import json
 import os
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +21,8 @@ def import_tasks(modules: Sequence[str]) -> None:
     Raises:
       ConfigError: there is no such module.
     """
-    with _greeting_kept_back():
-        import tensorflow as tf
+    import t0jax.data.quiet  # noqa: F401  before modules that import TensorFlow or seqio
 
-        with contextlib.suppress(RuntimeError):  # it has its devices already
-            tf.config.set_visible_devices([], "GPU")  # TensorFlow would claim the memory JAX needs
     for module in modules:
         try:
             importlib.import_module(module)
@@ -109,7 +104,7 @@ def holds_structured(data: Data) -> bool:
       ConfigError: as `find_tasks`, or it has tasks of both kinds.
     """
     names = list(find_tasks(data))
-    import seqio  # after the tasks' modules, which import it quietly
+    import seqio
 
     from t0jax.data.structured.source import StructuredSource
 
@@ -135,10 +130,11 @@ def find_vocabulary(data: Data) -> Path:
     if data.vocabulary:
         return Path(data.vocabulary)
     rates = find_tasks(data)
-    import seqio  # after the tasks' modules, which import it quietly
+    import seqio
 
     tasks = [seqio.TaskRegistry.get(name) for name in rates]
-    declared = [feature.vocabulary for t in tasks for feature in t.output_features.values()]
+    features = [feature for task in tasks for feature in task.output_features.values()]
+    declared: list[Any] = [feature.vocabulary for feature in features]
     found = {
         (Path(v.sentencepiece_model_file), v.extra_ids)
         for v in declared
@@ -221,7 +217,7 @@ def _read_cached(task: Any, split: str) -> tuple[list[bytes], bytes]:
     if not shards:
         return about, b""
     record = next(iter(tf.data.TFRecordDataset(sorted(shards))), None)
-    return about, b"" if record is None else record.numpy()
+    return about, b"" if record is None else bytes(record.numpy())
 
 
 def _check_ids(task: Any, record: bytes, data: Data) -> None:
@@ -243,17 +239,3 @@ def _check_ids(task: Any, record: bytes, data: Data) -> None:
                 f"{data.mixture!r} have now (T0JAX_VOCABULARY), as {task.name} shows; write it anew with "
                 "seqio_cache_tasks --overwrite, or go back to that file"
             )
-
-
-@contextlib.contextmanager
-def _greeting_kept_back() -> Iterator[None]:
-    """Sends file descriptor 2 to nowhere: TensorFlow's libraries write there before any setting is read."""
-    sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)

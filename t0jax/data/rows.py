@@ -30,6 +30,7 @@ from t0jax.data.arrow import (
     map_arrow,
     write_cached,
 )
+from t0jax.data.instructions import SplitMode
 from t0jax.data.label_words import replace_label_words, replaced_choices
 from t0jax.data.templates import Rendered, Template, TemplateError, find_template, prompts_dir
 
@@ -314,7 +315,7 @@ def hub_files(spec: DatasetSpec, split: str) -> list[str]:
         return files
     files = _fetch(spec, hub_id, subset, split)
     text = json.dumps({"hub_id": hub_id, "subset": subset, "split": split, "files": files})
-    write_cached(index, lambda part: part.write_text(text) and None)
+    write_cached(index, lambda part: part.write_text(text))
     return files
 
 
@@ -394,7 +395,7 @@ class PromptedRows:
     """Folder of prompts; `t0jax.data.templates.prompts_dir()` when empty."""
     local_dir: str = ""
     """Root of the local data; `T0JAX_DATA_DIR` when empty."""
-    instruction_split: str = ""
+    instruction_split: SplitMode = ""
     """`rendered` or `official`: `Rendered.split` is wanted, made in that way (`Template.render`)."""
     label_words: tuple[tuple[str, str], ...] = ()
     """(word, other word) to put in place of words of the choices; see `label_words.replace_label_words`."""
@@ -434,7 +435,7 @@ class PromptedRows:
     def __getitem__(self, index: int) -> Rendered | None:
         row = self.rows[index]
         template = self.template
-        split = self.instruction_split or ("rendered" if self.label_words else "")
+        split: SplitMode = self.instruction_split or ("rendered" if self.label_words else "")
         try:
             rendered = template.render(row, self._seed(index) if template.is_random else 0, split)
         except TemplateError as error:

@@ -254,7 +254,7 @@ _REFUSED = {
 class _PriceTags(NodeTransformer):
     """Puts a paying filter wherever Jinja compiles to plain Python whose cost depends on its operands."""
 
-    def visit_Template(self, node: nodes.Template) -> nodes.Template:
+    def visit_Template(self, node: nodes.Template) -> nodes.Node:
         for statement in node.find_all(tuple(_REFUSED)):
             tag = next(tag for kind, tag in _REFUSED.items() if isinstance(statement, kind))
             raise LimitError(f"{{% {tag} %}} has no place in a prompt")
@@ -279,7 +279,7 @@ class _PriceTags(NodeTransformer):
         ]
         return node
 
-    def visit_Call(self, node: nodes.Call | nodes.Test) -> nodes.Node:
+    def visit_Call(self, node: nodes.Call | nodes.Test | nodes.Filter) -> nodes.Node:
         self.generic_visit(node)
         if node.dyn_args is not None:
             node.dyn_args = _filtered(node.dyn_args, "pay items")
@@ -329,7 +329,7 @@ class _PriceTags(NodeTransformer):
         return node
 
 
-def _filtered(node: nodes.Expr, name: str, *args: nodes.Expr) -> nodes.Filter:
+def _filtered(node: nodes.Node, name: str, *args: nodes.Expr) -> nodes.Filter:
     return nodes.Filter(node, name, list(args), [], None, None, lineno=node.lineno)
 
 

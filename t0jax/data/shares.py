@@ -56,7 +56,7 @@ def find_shares(
       config.ConfigError: no such mixture; a task's rows cannot be counted.
     """
     rates = find_tasks(data)
-    from t0jax.data import sources  # after the tasks' modules, which import TensorFlow quietly
+    from t0jax.data import sources
 
     found = {name: sources.seqio.TaskRegistry.get(name).source for name in rates}
     opened = count or data.rates == "rows"

@@ -12,6 +12,10 @@ The tasks are ordinary seqio tasks. Readers that need no TensorFlow take the row
 `members(mixture)` the tasks of a mixture with their rates.
 """
 
+import t0jax.data.quiet  # noqa: F401  before TensorFlow and seqio
+
+# isort: split
+
 import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +28,7 @@ import tensorflow as tf
 from t0jax.config import ConfigError
 from t0jax.data import elements, views
 from t0jax.data.groups import Groups
+from t0jax.data.instructions import SplitMode
 from t0jax.data.label_words import check_label_words
 from t0jax.data.ranking import rank_classification, rank_postprocess
 from t0jax.data.rendered import RenderedRows
@@ -38,10 +43,9 @@ from t0jax.data.vocabulary import t5_vocabulary
 
 RANK_SUFFIX = "_score_eval"
 SPLITS = ("train", "validation", "test")
-_ROWS_PER_SHARD = 20_000
 
 
-class PromptSource(seqio.DataSource):
+class PromptSource(elements.IndexedSource):
     """A data set through one prompt: rows by index for readers that want them, `tf.data` for seqio.
 
     As training text (`rank=False`) an element is {inputs, targets}: the view's gold pair; rows without one (the
@@ -110,7 +114,7 @@ class PromptSource(seqio.DataSource):
         split: str,
         *,
         view: str = "",
-        instruction_split: str = "rendered",
+        instruction_split: SplitMode = "rendered",
         label_words: Mapping[str, str] = MappingProxyType({}),
     ) -> PromptedRows:
         """The rows of a split, not yet opened.
@@ -142,52 +146,21 @@ class PromptSource(seqio.DataSource):
             raise SplitUnavailable(self.spec.name, f"no split {split!r}; it has {there}")
         return self._data_splits.get(split, split)
 
-    @property
-    def supports_arbitrary_sharding(self) -> bool:
-        return True
+    def elements(self, rows: PromptedRows, numbers: tf.data.Dataset) -> tf.data.Dataset:
+        """See the class; for rank classification the rows must have choices.
 
-    def list_shards(self, split: str) -> Sequence[str]:
-        """Names of as many shards as are worth reading apart."""
-        count = -(-len(self.rows(split)) // _ROWS_PER_SHARD)
-        return [f"{split}-{number:05d}-of-{count:05d}" for number in range(count)]
-
-    def num_input_examples(self, split: str) -> int | None:
-        """Rows of the split, None if the data cannot be had."""
-        try:
-            return len(self.rows(split))
-        except DataUnavailable:
-            return None
-
-    def get_dataset(
-        self,
-        split: str = "train",
-        shuffle: bool = True,
-        seed: int | None = None,
-        shard_info: seqio.ShardInfo | None = None,
-        *,
-        sequence_length: Mapping[str, int] | None = None,
-        use_cached: bool = False,
-        num_epochs: int | None = 1,
-    ) -> tf.data.Dataset:
-        """Elements of a shard, by `elements.row_numbers`."""
-        del sequence_length, use_cached, num_epochs
-        rows = self.rows(split)
+        Raises:
+          ValueError: they have none.
+        """
         if self.rank:
             rows.require_choices()
-        numbers = elements.row_numbers(len(rows), shuffle, seed, shard_info)
         return elements.read(numbers, rows, views.find_view(self.view), rank=self.rank)
 
-    def _identity(self) -> tuple[Any, ...]:
+    def identity(self) -> tuple[Any, ...]:
         splits = tuple(self._data_splits.items())
         places = (self.prompts_root, self.local_dir)
         words = (self.view, self.rank, self.label_words)
         return (self.spec, self.template_name, splits, *words, self.seed, *places)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, PromptSource) and self._identity() == other._identity()
-
-    def __hash__(self) -> int:
-        return hash(self._identity())
 
     def __repr__(self) -> str:
         kind = f"view {self.view}, " + ("rank, " if self.rank else "")
@@ -233,7 +206,7 @@ class RenderedSource(PromptSource):
         split: str,
         *,
         view: str = "",
-        instruction_split: str = "rendered",
+        instruction_split: SplitMode = "rendered",
         label_words: Mapping[str, str] = MappingProxyType({}),
     ) -> RenderedRows:
         """The rows of a split, not yet opened; arguments as of `PromptSource.rows`.
@@ -251,8 +224,8 @@ class RenderedSource(PromptSource):
             home_split=self.split_in_data(split),
         )
 
-    def _identity(self) -> tuple[Any, ...]:
-        return (*super()._identity(), self.home, tuple(self._shown.items()))
+    def identity(self) -> tuple[Any, ...]:
+        return (*super().identity(), self.home, tuple(self._shown.items()))
 
 
 def _check_text_is_enough(
@@ -389,10 +362,11 @@ def add_mixture(
             near = difflib.get_close_matches(re.sub(r"[^\w.:]", "_", task), known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"mixture {name!r}: no task or mixture {task!r} is registered{hint}")
+    tasks: Sequence[Any] = list(rates.items())
     if name not in seqio.MixtureRegistry.names():
-        return seqio.MixtureRegistry.add(name, list(rates.items()))
+        return seqio.MixtureRegistry.add(name, tasks)
     mixture = seqio.MixtureRegistry.get(name)
-    was, declared = _rates(mixture), _rates(seqio.Mixture(name, list(rates.items())))
+    was, declared = _rates(mixture), _rates(seqio.Mixture(name, tasks))
     if was != declared:
         other = "rates" if was.keys() == declared.keys() else "tasks"
         raise ValueError(
@@ -435,7 +409,7 @@ def _add_task(
         steps = [seqio.CacheDatasetPlaceholder(), elements.tokenize_pairs]
     return seqio.TaskRegistry.add(
         name,
-        source=source,
+        source=source,  # pyright: ignore[reportArgumentType]  seqio's protocol forgets its own None
         preprocessors=steps,
         output_features=features,
         postprocess_fn=postprocess_fn,

@@ -226,7 +226,7 @@ class _Program(Generic[T]):
         self, jinja: str, answer_choices: str | None, names: PromptNames, reading: Reading[T]
     ) -> None:
         self.text = SANDBOX.compile_prompt(SANDBOX.parse_prompt(jinja), reading.mark)
-        self.choices = None
+        self.choices: jinja2.Template | None = None
         if answer_choices is not None:
             self.choices = SANDBOX.compile_prompt(SANDBOX.parse_prompt(answer_choices))
         self._names, self._read = names, reading.read
@@ -250,6 +250,7 @@ class _Program(Generic[T]):
     @functools.cached_property
     def fixed_choices(self) -> list[str]:
         """The answer choices of a prompt whose choices do not vary."""
+        assert self.choices is not None  # or it is not asked
         return cut(SANDBOX.run(self.choices, {}, Meter("", {})))
 
     def _choices_of(self, example: Mapping[str, Any], meter: Meter) -> list[str] | None:
@@ -289,7 +290,10 @@ def printing(jinja: str) -> str:
 # ------------------------------------------------------------------------------------------- reading
 
 
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+_SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class _Loader(_SafeLoader):
     """YAML's safe loader that reads promptsource's two tags as mappings."""
 
 

@@ -96,6 +96,7 @@ class View(Protocol):
 
     def pair(self, rendered: Rendered, choice: str) -> Pair:
         """The pair of one answer. Raises ValueError without a split that is needed."""
+        ...
 
 
 class Direct:
@@ -133,8 +134,8 @@ class Flipped:
         answer = Part(f"\n output: {_apart(choice)}")
         inputs = (Part("input: "), *_example_parts(rendered), answer)
         targets = _instruction_parts(rendered)
-        texts = ("".join(map(str, parts)) for parts in (inputs, targets))
-        return Pair(*texts, inputs, targets, self.input_eos)
+        said, asked = ("".join(map(str, parts)) for parts in (inputs, targets))
+        return Pair(said, asked, inputs, targets, self.input_eos)
 
 
 def spell(sentinel: int) -> str:

@@ -11,7 +11,7 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -164,13 +164,15 @@ def _load_once(path: str, extra_ids: int) -> "sentencepiece.SentencePieceProcess
     import sentencepiece
     from sentencepiece import sentencepiece_model_pb2
 
+    messages: Any = sentencepiece_model_pb2  # made when it is imported, unknown to type checkers
+
     try:
-        model = sentencepiece_model_pb2.ModelProto.FromString(Path(path).read_bytes())
+        model = messages.ModelProto.FromString(Path(path).read_bytes())
     except FileNotFoundError as error:
         raise VocabularyError(f"the vocabulary {path} does not exist") from error
     except Exception as error:  # protobuf's DecodeError, whose module moves between versions
         raise VocabularyError(f"{path} is not a SentencePiece model: {error}") from error
-    user_defined = sentencepiece_model_pb2.ModelProto.SentencePiece.USER_DEFINED
+    user_defined = messages.ModelProto.SentencePiece.USER_DEFINED
     for i in reversed(range(extra_ids)):
         model.pieces.add(piece=f"▁<extra_id_{i}>", score=0.0, type=user_defined)
     processor = sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())
@@ -207,13 +209,20 @@ def t5_vocabulary() -> "seqio.SentencePieceVocabulary":
     """seqio's vocabulary for `T0JAX_VOCABULARY`, with 100 extra ids; the file is read on first use."""
     import seqio
 
-    return seqio.SentencePieceVocabulary(LateModelFile(), extra_ids=EXTRA_IDS)
+    file: Any = LateModelFile()  # a text as soon as seqio reads it
+    return seqio.SentencePieceVocabulary(file, extra_ids=EXTRA_IDS)
 
 
 # ------------------------------------------------------------------------------------------- training
 
 
-def train_sentencepiece(texts: Iterable[str], path: Path, size: int) -> Path:
+def tell_no_one(line: str) -> None:
+    """Progress that is not shown."""
+
+
+def train_sentencepiece(
+    texts: Iterable[str], path: Path, size: int, tell: Callable[[str], None] = tell_no_one
+) -> Path:
     """Trains a unigram SentencePiece model of `size` pieces (extra ids not counted) as T5's was.
 
     The same texts in the same order give the same file: unigram, NFKC normalisation (`nmt_nfkc`), no byte fallback,
@@ -224,14 +233,21 @@ def train_sentencepiece(texts: Iterable[str], path: Path, size: int) -> Path:
       texts: texts in random order (as a mixture is read), endless if need be: MAX_TRAINING_CHARACTERS are taken.
       path: file to write; it appears only when complete.
       size: number of pieces.
+      tell: is called with a line once the texts are read and the training itself begins.
 
     Raises:
       VocabularyError: there is no text, or there are too few pieces for its letters, or the file cannot be written.
     """
-    return train_model(texts, path, size, T5_IDS)
+    return train_model(texts, path, size, T5_IDS, tell)
 
 
-def train_model(texts: Iterable[str], path: Path, size: int, special: Mapping[str, Any]) -> Path:
+def train_model(
+    texts: Iterable[str],
+    path: Path,
+    size: int,
+    special: Mapping[str, Any],
+    tell: Callable[[str], None] = tell_no_one,
+) -> Path:
     """Trains a unigram model as `train_sentencepiece` does, with other ids and names of the control pieces.
 
     Raises:
@@ -239,6 +255,7 @@ def train_model(texts: Iterable[str], path: Path, size: int, special: Mapping[st
     """
     sentences = _sample(texts)
     characters = f"{sum(map(len, sentences)):,} characters of text"
+    tell(f"training {size:,} pieces on {len(sentences):,} lines, {characters}")
     try:
         model = _train(sentences, size, special)
     except (RuntimeError, OSError) as error:
@@ -247,7 +264,7 @@ def train_model(texts: Iterable[str], path: Path, size: int, special: Mapping[st
             f"cannot train {size} pieces on {characters} (data.vocabulary_train_size): {reason}"
         ) from error
     try:
-        write_atomically(Path(path), lambda part: part.write_bytes(model) and None)
+        write_atomically(Path(path), lambda part: part.write_bytes(model))
     except OSError as error:
         raise VocabularyError(f"cannot write the vocabulary {path}: {error}") from error
     made = _piece_count(model)

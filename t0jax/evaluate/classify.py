@@ -175,14 +175,14 @@ def tags(labels: Sequence[str], item: Any, logits: np.ndarray) -> tuple[list[str
     """
     outside = "O" if "O" in labels else labels[0]
     pairs = [
-        (labels[tag], outside if first < 0 else labels[int(np.argmax(logits[first]))])
+        (labels[int(tag)], outside if first < 0 else labels[int(np.argmax(logits[first]))])
         for tag, first in zip(item.label, item.first, strict=True)
         if tag >= 0
     ]
     return [right for right, _ in pairs], [found for _, found in pairs]
 
 
-def _ranked(kind: str, rows: Sequence[ScoredRow]) -> dict[str, float]:
+def _ranked(kind: str, rows: Sequence[ScoredRow]) -> dict[str, Any]:
     rates = {"accuracy": accuracy(rows), "chance": chance(rows)}
     if kind == "classification":  # places of shuffled options are no classes
         rates["macro_f1"] = macro_f1([row.gold for row in rows], [row.prediction for row in rows])

@@ -11,16 +11,12 @@ import jax
 from t0jax import __version__, processes
 from t0jax import config as config_lib
 from t0jax.data import views
-from t0jax.data.vocabulary import Pieces
+from t0jax.data.vocabulary import Pieces, tell_no_one
 from t0jax.evaluate.exchange import agree, least
 from t0jax.evaluate.progress import Progress, no_pause
 from t0jax.evaluate.tasks import content_digest, drawn_rows, open_pieces
 from t0jax.models import Network, Params
 from t0jax.results import Results, ResultsFolder, hardest
-
-
-def tell_no_one(line: str) -> None:
-    """A progress that is not shown."""
 
 
 class Evaluation(abc.ABC):
@@ -96,7 +92,7 @@ class Evaluation(abc.ABC):
             progress: is told of every finished task, and of the rows done and the time left in between.
             pause: is called between micro-batches, on all processes at the same places; may raise to leave.
         """
-        writes = folder is not None and jax.process_index() == 0
+        written = folder if jax.process_index() == 0 else None
         results = Results(self._finished(folder), self.unscored)
         todo = [n for n, task in enumerate(self.tasks) if task.name not in results.tasks]
         if results.tasks:
@@ -108,15 +104,15 @@ class Evaluation(abc.ABC):
             task, seconds = self.tasks[number], time.monotonic() - began
             found = results.tasks[task.name] = self._measure(task, scored, seconds)
             began = time.monotonic()
-            if writes:
-                folder.write_scores(task.name, scored)
-                folder.write_results(results, complete=False)
+            if written is not None:
+                written.write_scores(task.name, scored)
+                written.write_results(results, complete=False)
             told.task(task.name, self._in_words(found))
         ordered = {task.name: results.tasks[task.name] for task in self.tasks}
         results = Results(ordered, results.missing)
-        if writes:
-            self._conclude(folder, results)
-            folder.write_results(results, complete=True)
+        if written is not None:
+            self._conclude(written, results)
+            written.write_results(results, complete=True)
         return results
 
     def describe(self) -> dict[str, Any]:
@@ -140,8 +136,8 @@ class Evaluation(abc.ABC):
         """
         names = {task.name: task.identity for task in self.tasks}
         agree(repr((list(names.items()), self.describe())), "the tasks to be scored")
-        reads = folder is not None and jax.process_index() == 0
-        there = folder.finished() if reads else {}
+        first = jax.process_index() == 0
+        there = folder.finished() if folder is not None and first else {}
         same = [name for name, own in names.items() if there.get(name, {}).get("identity") == own]
         return processes.tell({name: there[name] for name in same}, "what is scored already")[0]
 

@@ -39,12 +39,12 @@ def least(value: int) -> int:
 
 
 def gather_rows(
-    rows: Sequence[Row], exchange: Callable[[Sequence[Row]], list[Row]] | None = None
+    rows: Sequence[Row], exchange: Callable[[Sequence[Any]], list[Any]] | None = None
 ) -> list[Row]:
     """The rows of all processes, each once, by row number; a collective in a multi-process run."""
-    if jax.process_count() > 1:
-        rows = (exchange or exchange_rows)(rows)
-    return sorted({row.row: row for row in rows}.values(), key=lambda row: row.row)
+    many = jax.process_count() > 1
+    found: Sequence[Any] = (exchange or exchange_rows)(rows) if many else rows
+    return sorted({row.row: row for row in found}.values(), key=lambda row: row.row)
 
 
 def exchange_rows(rows: Sequence[ScoredRow]) -> list[ScoredRow]:

@@ -108,13 +108,12 @@ def find_head_tasks(
         EvaluationError: an unknown mixture or head, a task that is not structured, or one that the head cannot answer.
         t0jax.data.rows.DataError: a broken file.
     """
+    from t0jax.data.structured.source import StructuredSource  # here: it imports TensorFlow
+
     if head:
         find_head(heads, head)
-    sources = list(all_sources(mixture, data))
-    from t0jax.data.structured.source import StructuredSource  # after TensorFlow, imported quietly
-
     tasks, missing, without = [], {}, {}
-    for name, source in sources:
+    for name, source in all_sources(mixture, data):
         if not isinstance(source, StructuredSource):
             raise EvaluationError(
                 f"task {name!r} is not structured (its source is a {type(source).__name__}), so no head answers it; "

@@ -103,14 +103,19 @@ class History:
     def best(self, entries: Iterable[Any]) -> tuple[int, float] | None:
         """(step, accuracy) of the best-scored checkpoint, the later of equal ones; None if none has a score."""
         found = self._ranked(entries).get(self._evaluation)
-        return found[-1][::-1] if found else None
+        if not found:
+            return None
+        accuracy, step = found[-1]
+        return step, accuracy
 
-    def should_preserve(self, entries: Sequence[Any], *, context: object) -> list[bool]:
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: object) -> list[bool]:
         """Orbax's question. The best of other evaluations are kept too: they cannot be had again."""
         del context
-        kept = [scores[-self._keep :] for scores in self._ranked(entries).values() if self._keep]
+        kept = [
+            scores[-self._keep :] for scores in self._ranked(checkpoints).values() if self._keep
+        ]
         best = {step for scores in kept for _, step in scores}
-        return [entry.step in best for entry in entries]
+        return [entry.step in best for entry in checkpoints]
 
     def _ranked(self, entries: Iterable[Any]) -> dict[str, list[tuple[float, int]]]:
         """(accuracy, step) by evaluation, the best and later last."""

@@ -28,15 +28,57 @@ DRAW_SEED = 42
 """Of the rows that `evaluate.max_examples` leaves."""
 
 
+class PromptTask:
+    """One prompt on one split, seen through a view, as tables and folders of results name it.
+
+    Attributes:
+        name: of the seqio task.
+        rows: the prompted rows.
+        view: how they are seen.
+        split: the one asked for first; the rows' own may be another (ANLI's rounds, a split to fall back on).
+    """
+
+    name: str
+    rows: PromptedRows
+    view: str
+    split: str
+
+    @property
+    def measures(self) -> tuple[Any, ...]:
+        """What is measured, where the method does not say it."""
+        raise NotImplementedError
+
+    @property
+    def dataset(self) -> str:
+        """`super_glue/rte`, with the split's name where it is another than asked for, `anli/dev_r1`."""
+        rows = self.rows
+        name = rows.spec.name if rows.split == self.split else f"{rows.spec.name}/{rows.split}"
+        return f"{name}, other words" if rows.label_words else name
+
+    @property
+    def prompt(self) -> str:
+        """The prompt's name in tables."""
+        return self.rows.template_name
+
+    @property
+    def identity(self) -> str:
+        """A digest of what results depend on besides the settings: the prompt's text, view, measures and data."""
+        rows, template = self.rows, self.rows.template
+        prompt = (template.jinja, template.answer_choices, *rows.label_words, rows.seed)
+        measures = [getattr(one, "__qualname__", type(one).__name__) for one in self.measures]
+        spec = (rows.spec.name, rows.spec.renames, rows.spec.recodes, rows.spec.labels)
+        data = (*spec, rows.split, *map(content_digest, rows.data_files()))
+        return hashlib.sha256(repr((self.view, prompt, measures, data)).encode()).hexdigest()[:16]
+
+
 @dataclass(frozen=True)
-class RankTask:
-    """One prompt on one split, seen through a view."""
+class RankTask(PromptTask):
+    """A prompt whose choices are scored."""
 
     name: str
     rows: PromptedRows
     view: str = "direct"
     split: str = ""
-    """The split asked for first; the rows' own may be another (ANLI's rounds, a split to fall back on)."""
     groups: Groups | None = None
     """Where the data set compares groups of people; see `results.parity`."""
 
@@ -50,39 +92,6 @@ class RankTask:
         """Whether there is something to score: a flipped prompt needs words of its own."""
         wants = views.find_view(self.view).needs_split
         return not wants or self.rows.template.has_instruction
-
-    @property
-    def dataset(self) -> str:
-        """The data set's name in tables."""
-        return dataset_name(self.rows, self.split)
-
-    @property
-    def prompt(self) -> str:
-        """The prompt's name in tables."""
-        return self.rows.template_name
-
-    @property
-    def identity(self) -> str:
-        """See `prompt_identity`."""
-        return prompt_identity(self)
-
-
-def dataset_name(rows: PromptedRows, split: str) -> str:
-    """`super_glue/rte`, with the split's name where it is another than asked for, `anli/dev_r1`."""
-    name = rows.spec.name if rows.split == split else f"{rows.spec.name}/{rows.split}"
-    return f"{name}, other words" if rows.label_words else name
-
-
-def prompt_identity(task: Any) -> str:
-    """A digest of what a prompt's results depend on besides the settings: its text, view, measures and data."""
-    rows, template = task.rows, task.rows.template
-    prompt = (template.jinja, template.answer_choices, *rows.label_words, rows.seed)
-    measures = [
-        getattr(measure, "__qualname__", type(measure).__name__) for measure in task.measures
-    ]
-    spec = (rows.spec.name, rows.spec.renames, rows.spec.recodes, rows.spec.labels)
-    data = (*spec, rows.split, *map(content_digest, rows.data_files()))
-    return hashlib.sha256(repr((task.view, prompt, measures, data)).encode()).hexdigest()[:16]
 
 
 def content_digest(file: str) -> str:
@@ -282,7 +291,7 @@ def candidates(
         raise EvaluationError(f"task {task.name!r}, row {row}: {error}") from None
     if not correct:
         raise EvaluationError(_no_gold(task, row, rendered))
-    return correct, pairs
+    return correct, list(pairs)
 
 
 def check_rows(task: RankTask, rows: Sequence[int]) -> None:

@@ -24,11 +24,10 @@ from t0jax.evaluate.evaluation import Evaluation
 from t0jax.evaluate.exchange import gather_rows
 from t0jax.evaluate.progress import Progress
 from t0jax.evaluate.tasks import (
+    PromptTask,
     check_missing,
-    dataset_name,
     find_sources,
     open_rows,
-    prompt_identity,
 )
 from t0jax.generate import Generator, Settings
 from t0jax.models import Network, Params
@@ -42,14 +41,10 @@ Metric = Callable[[Sequence[Any], Sequence[Any]], Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
-class TextTask:
-    """One prompt on one split, and how what is written for it is measured.
+class TextTask(PromptTask):
+    """A prompt that is answered in writing, and how what is written is measured.
 
     Attributes:
-        name: of the seqio task.
-        rows: the prompted rows.
-        view: how they are seen; what is written is its targets.
-        split: the one asked for first; the rows' own may be another.
         postprocess: seqio's (text, example=, is_target=) -> what the metrics compare.
         metrics: (targets, predictions) -> {name: value}.
     """
@@ -65,21 +60,6 @@ class TextTask:
     def measures(self) -> tuple[Any, ...]:
         """What is measured."""
         return (self.postprocess, *self.metrics)
-
-    @property
-    def dataset(self) -> str:
-        """The data set's name in tables."""
-        return dataset_name(self.rows, self.split)
-
-    @property
-    def prompt(self) -> str:
-        """The prompt's name in tables."""
-        return self.rows.template_name
-
-    @property
-    def identity(self) -> str:
-        """See `prompt_identity`."""
-        return prompt_identity(self)
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,8 @@ def _writer(config: config_lib.Model, mesh: jax.sharding.Mesh, settings: Setting
         model = network.bind(params)
         memory = model.remember(encoded, segments)
         task = Task(model, memory, segments[:, 0] > 0, numbers, key)
-        return tuple(x.reshape(-1, len(parts), *x.shape[1:]) for x in write(task, settings))
+        texts, scores = (x.reshape(-1, len(parts), *x.shape[1:]) for x in write(task, settings))
+        return texts, scores
 
     return jax.jit(run, out_shardings=sharding.batch_sharding(mesh))
 
@@ -133,7 +134,7 @@ class Generator:
     def __call__(
         self,
         params: Params,
-        inputs: Iterable[Sequence[int]],
+        inputs: Iterable[Sequence[int] | np.ndarray],
         progress: Callable[[int], None] = lambda done: None,
     ) -> Iterator[Generated]:
         """Streams what is written for each input, in order.
@@ -194,10 +195,10 @@ class Generator:
         each = max(1, min(rows // 4, 4) if self.on_cpu else rows // 4)
         return each * sharding.row_ways(self.mesh) // self.slices, max(1, rows // each)
 
-    def _row(self, ids: Sequence[int]) -> np.ndarray:
-        ids = np.asarray(ids, np.int32)[: self.settings.max_input_length]
+    def _row(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
+        row = np.asarray(ids, np.int32)[: self.settings.max_input_length]
         # An empty input would leave nothing to attend to.
-        return ids if len(ids) else np.array([self.network.config.eos_token_id], np.int32)
+        return row if len(row) else np.array([self.network.config.eos_token_id], np.int32)
 
     def _plan(
         self, rows: Sequence[np.ndarray], exhausted: bool
@@ -258,7 +259,8 @@ class Generator:
         encoded = np.zeros((each, room, config.d_model), jnp.dtype(config.dtype))
         segments, numbers = np.zeros((each, room), np.int32), np.zeros(each, np.int32)
         arrays = {"0": encoded, "1": segments, "2": numbers}
-        return tuple(sharding.place(arrays, self.mesh).values())
+        states, ids, rows = sharding.place(arrays, self.mesh).values()
+        return states, ids, rows
 
     def _land(
         self, parts: Sequence[Sequence[int]], sequences: jax.Array, scores: jax.Array
@@ -266,11 +268,11 @@ class Generator:
         """Waits for a micro-batch; this process's rows of it by number."""
         spec = sharding.batch_sharding(self.mesh).spec
         local = multihost_utils.global_array_to_host_local_array
-        texts, scores = (np.asarray(local(x, self.mesh, spec)) for x in (sequences, scores))
+        texts, sums = (np.asarray(local(x, self.mesh, spec)) for x in (sequences, scores))
         eos = self.network.config.eos_token_id
         for part, members in enumerate(parts):
             for at, i in enumerate(members):
                 tokens = texts[at, part]
                 ends = np.flatnonzero(tokens == eos)
                 tokens = tokens[: ends[0] + 1] if len(ends) else tokens
-                yield i, Generated(tokens, float(scores[at, part]))
+                yield i, Generated(tokens, float(sums[at, part]))

@@ -53,9 +53,10 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Decides on a temperature; raises ConfigError for settings that cannot be followed."""
-        if self.temperature is None:
-            drawn = self.top_k > 0 or self.top_p < 1
-            object.__setattr__(self, "temperature", 1.0 if drawn else 0.0)
+        temperature = self.temperature
+        if temperature is None:
+            temperature = 1.0 if self.top_k > 0 or self.top_p < 1 else 0.0
+            object.__setattr__(self, "temperature", temperature)
         wrong = [
             *((getattr(self, name) < 1, name, "at least 1") for name in _COUNTS),
             (
@@ -65,10 +66,10 @@ class Settings:
             ),
             (self.top_k < 0, "top_k", "at least 0"),
             (not 0 < self.top_p <= 1, "top_p", "above 0 and at most 1"),
-            (not 0 <= self.temperature < float("inf"), "temperature", "a number of at least 0"),
+            (not 0 <= temperature < float("inf"), "temperature", "a number of at least 0"),
             (self.num_beams > 1 and self.top_k > 0, "top_k", "0 with beams"),
             (self.num_beams > 1 and self.top_p < 1, "top_p", "1 with beams"),
-            (self.num_beams > 1 and self.temperature > 0, "temperature", "0 with beams"),
+            (self.num_beams > 1 and temperature > 0, "temperature", "0 with beams"),
             (self.num_beams == 1 and self.length_penalty != 1, "length_penalty", "1 without beams"),
         ]
         for bad, name, rule in wrong:
@@ -178,6 +179,7 @@ def likely(logits: jax.Array, settings: Settings) -> jax.Array:
 
     Nucleus sampling (`top_p`) is of https://arxiv.org/abs/1904.09751; it is applied to what `top_k` leaves.
     """
+    assert settings.temperature  # or nothing is drawn
     logits = logits / settings.temperature
     if 0 < settings.top_k < logits.shape[-1]:
         least = jax.lax.top_k(logits, settings.top_k)[0][..., -1:]  # [..., 1]
@@ -374,4 +376,4 @@ def strategy(settings: Settings) -> Callable[[Task, Settings], tuple[jax.Array, 
     """What the settings ask for."""
     if settings.num_beams > 1:
         return beam
-    return sample if settings.temperature > 0 else greedy
+    return sample if settings.temperature else greedy

@@ -79,17 +79,35 @@ def dropout(x: jax.Array, noise: jax.Array | None) -> jax.Array:
 
 
 def drop(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """`x` with every element zeroed with probability `rate`, the others divided by 1 - rate; `x` without a key.
-
-    Each random word decides on two elements: 16 bits are `rate` to within 1e-5.
-    """
+    """`x` with every element zeroed with probability `rate`, the others divided by 1 - rate; `x` without a key."""
     if key is None or rate == 0.0:
         return x
-    *lead, size = x.shape
-    words = jax.random.bits(key, (*lead, -(-size // 2)), jnp.uint32)  # [..., size / 2]
-    halves = jnp.stack([words & 0xFFFF, words >> 16], axis=-2)  # [..., 2, size / 2]
-    kept = halves.reshape(*lead, -1)[..., :size] >= round(rate * 2**16)  # [..., size]
+    kept = random_words(key, x.shape) >= np.uint32(round(rate * 2**32))
     return jnp.where(kept, x / (1.0 - rate), 0).astype(x.dtype)
+
+
+def random_words(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Words for dropout of every element, uint32 [*shape]; the same however the array lies over devices.
+
+    Each is a hash of its element's number and the key: the mixing of 32 bits by two shifted products that
+    https://nullprogram.com/blog/2018/07/31/ found by search ("lowbias32"), twice, with half of the key before each.
+    Good enough to drop by, not to draw weights with, and it fuses into what reads it. JAX's own generator that does
+    not depend on the devices took a seventh of a DeBERTa training step on a CPU (`jax.random.bits`; 81 ms where these
+    take 3, for 9.4 million elements), and its fast ones (`rbg`) are not the same on 1 and on 8 devices.
+    """
+    first, second = jax.random.bits(key, (2,), jnp.uint32)
+    number, step = jnp.zeros(shape, jnp.uint32), 1
+    for axis in reversed(range(len(shape))):
+        place = jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
+        number, step = number + place * np.uint32(step % 2**32), step * shape[axis]
+    return _mixed(_mixed(number + first) ^ second)
+
+
+def _mixed(x: jax.Array) -> jax.Array:
+    """A permutation of the 32-bit words in which each bit of `x` turns about half of the others."""
+    x = (x ^ (x >> 16)) * np.uint32(0x7FEB352D)
+    x = (x ^ (x >> 15)) * np.uint32(0x846CA68B)
+    return x ^ (x >> 16)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -3,6 +3,7 @@
 import re
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 
@@ -73,12 +74,12 @@ def compile_program(lowered: jax.stages.Lowered) -> Compiled:
             raise PlanError(f"the compiler refuses: {str(error).splitlines()[0]}") from error
         memory, traffic = Memory(0, 0, 0, 0, 0, False, needed), None
     else:
-        memory, traffic = _memory(compiled), hlo.traffic(compiled.as_text())
+        memory, traffic = _memory(compiled), hlo.traffic(compiled.as_text() or "")
     return Compiled(time.monotonic() - began, time.process_time() - cpu, memory, traffic)
 
 
 def _memory(compiled: jax.stages.Compiled) -> Memory:
-    stats = compiled.memory_analysis()
+    stats: Any = compiled.memory_analysis()  # XLA's own; None on backends that count none
     return Memory(
         stats.argument_size_in_bytes,
         stats.output_size_in_bytes,

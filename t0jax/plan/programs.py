@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -125,7 +125,7 @@ def abstract_batch(config: Config, mesh: jax.sharding.Mesh) -> Batch:
     }
 
 
-def _arrays(names, shape, dtype, mesh) -> Batch:
+def _arrays(names, shape, dtype, mesh) -> dict[str, Any]:
     where = sharding.batch_sharding(mesh)
     return dict.fromkeys(names, jax.ShapeDtypeStruct(shape, dtype, sharding=where))
 

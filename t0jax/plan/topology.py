@@ -172,7 +172,7 @@ def near(kind: str, sizes: Sequence[int], limit: int = 4) -> list[str]:
     return [f"{kind}:{shape}" for shape in sorted(SHAPES[dimensions], key=distance)[:limit]]
 
 
-def devices(topology: Topology) -> list[jax.Device]:
+def devices(topology: Topology) -> list[jax.Device]:  # pyright: ignore[reportInvalidTypeForm]  a class of the C extension
     """Its devices, to compile for; CPU devices are this process's own.
 
     Raises:
@@ -189,7 +189,7 @@ def devices(topology: Topology) -> list[jax.Device]:
     return _tpu_devices(topology)
 
 
-def _tpu_devices(topology: Topology) -> list[jax.Device]:
+def _tpu_devices(topology: Topology) -> list[jax.Device]:  # pyright: ignore[reportInvalidTypeForm]  a class of the C extension
     if importlib.util.find_spec("libtpu") is None:
         raise PlanError(
             f"compiling for {topology.name} needs libtpu: pip install -e '.[plan]' (no TPU is needed)"

@@ -267,7 +267,9 @@ def _model(folder: Folder, name: str, row: plots.Strip, axis: plots.Axis) -> dic
 def _parity(dataset: DataSet) -> dict[str, Any]:
     """Where a data set compares groups of people: what `results.parity` found for each prompt."""
     found = [(p.name, p.entry["parity"]) for p in dataset.prompts if p.entry.get("parity")]
-    return found and {
+    if not found:
+        return {}
+    return {
         "groups": sorted({group for _, parity in found for group in parity["accuracy"]}),
         "pairs": any("same" in parity for _, parity in found),
         "prompts": found,

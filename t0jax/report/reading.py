@@ -189,7 +189,7 @@ class Folder:
     def model(self) -> str:
         return str(self.settings.get("model") or self.path)
 
-    def examples(self, task: str, limit: int) -> list[Mapping[str, Any]]:
+    def examples(self, task: str, limit: int) -> Sequence[Mapping[str, Any]]:
         """The first lines of a task's scores."""
         return _read_lines(self.path / SCORES_FOLDER / scores_file(task), _is_object)[:limit]
 

@@ -3,6 +3,10 @@
 add_instruct_tasks(sst2)        # glue_sst2_instruct, and glue_sst2_instruct_score_eval for rank classification
 """
 
+import t0jax.data.quiet  # noqa: F401  before TensorFlow and seqio
+
+# isort: split
+
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -10,6 +14,7 @@ from typing import Any
 import seqio
 
 from t0jax.config import ConfigError
+from t0jax.data.instructions import SplitMode
 from t0jax.data.sources import PromptSource, add_rank_source, add_text_source
 from t0jax.data.structured.instruct import FORMAT, OPTIONS, InstructRows, check_verbal
 from t0jax.data.structured.records import SPLITS, Record
@@ -56,7 +61,7 @@ class InstructSource(PromptSource):
         split: str,
         *,
         view: str = "",
-        instruction_split: str = "rendered",
+        instruction_split: SplitMode = "rendered",
         label_words: Mapping[str, str] = MappingProxyType({}),
     ) -> InstructRows:
         """The rows of a split, not yet opened; arguments as of `PromptSource.rows`.
@@ -79,8 +84,8 @@ class InstructSource(PromptSource):
             options=None if self.rank else OPTIONS,
         )
 
-    def _identity(self) -> tuple[Any, ...]:
-        return (*super()._identity(), self.record)
+    def identity(self) -> tuple[Any, ...]:
+        return (*super().identity(), self.record)
 
 
 def add_instruct_tasks(

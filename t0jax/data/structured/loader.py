@@ -264,7 +264,7 @@ def open_tasks(data: config.Data) -> list[StructuredTask]:
 
 
 def _sources(names: Iterable[str]) -> Iterator[tuple[str, Any]]:
-    import seqio  # after the tasks' modules, which import it quietly
+    import seqio
 
     for name in names:
         yield name, seqio.TaskRegistry.get(name).source

@@ -8,11 +8,11 @@ import functools
 import itertools
 import os
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from t0jax.data.vocabulary import VocabularyError, train_model
+from t0jax.data.vocabulary import VocabularyError, tell_no_one, train_model
 
 if TYPE_CHECKING:
     import sentencepiece
@@ -139,7 +139,9 @@ def _load(path: str) -> "sentencepiece.SentencePieceProcessor":
     return processor
 
 
-def train_pair_pieces(texts: Iterable[str], path: Path, size: int) -> Path:
+def train_pair_pieces(
+    texts: Iterable[str], path: Path, size: int, tell: Callable[[str], None] = tell_no_one
+) -> Path:
     """Trains a unigram model of `size` pieces, the four control pieces among them, [MASK] not.
 
     As `vocabulary.train_sentencepiece` otherwise.
@@ -150,4 +152,4 @@ def train_pair_pieces(texts: Iterable[str], path: Path, size: int) -> Path:
     names = dict(zip(("pad", "bos", "eos", "unk"), CONTROL, strict=True))
     special = {f"{name}_piece": piece for name, piece in names.items()}
     special |= {f"{name}_id": number for number, name in enumerate(names)}
-    return train_model(texts, Path(path), size, special)
+    return train_model(texts, Path(path), size, special, tell)

@@ -7,18 +7,22 @@ The tasks are ordinary seqio tasks of text features, the same for all kinds so t
 of what is right. Readers that need no TensorFlow take the rows themselves: `StructuredSource.rows(split)`.
 """
 
+import t0jax.data.quiet  # noqa: F401  before TensorFlow and seqio
+
+# isort: split
+
 import dataclasses
 import functools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import seqio
 import tensorflow as tf
 
-from t0jax.data.elements import row_numbers
-from t0jax.data.rows import DatasetSpec, DataUnavailable
+from t0jax.data.elements import IndexedSource, strings
+from t0jax.data.rows import DatasetSpec
 from t0jax.data.structured.fields import described, shown
 from t0jax.data.structured.records import SPLITS, Example, Record, RecordError
 from t0jax.data.structured.rows import StructuredRows
@@ -29,7 +33,7 @@ _NAMES: dict[str, str] = {}
 """{task's id: its name in seqio}."""
 
 
-class StructuredSource(seqio.DataSource):
+class StructuredSource(IndexedSource):
     """A data set through one record: rows by index for readers that want them, `tf.data` for seqio."""
 
     def __init__(self, record: Record, *, local_dir: str = "", seed: int = 0) -> None:
@@ -64,36 +68,8 @@ class StructuredSource(seqio.DataSource):
         seed = self.seed if seed is None else seed
         return StructuredRows(self.record, split, self.local_dir or local_dir, seed, max_choices)
 
-    @property
-    def supports_arbitrary_sharding(self) -> bool:
-        return True
-
-    def list_shards(self, split: str) -> Sequence[str]:
-        """One name a split; a reader may cut it as it likes."""
-        return [split]
-
-    def num_input_examples(self, split: str) -> int | None:
-        """Rows of the split, None if the data cannot be had."""
-        try:
-            return len(self.rows(split))
-        except DataUnavailable:
-            return None
-
-    def get_dataset(
-        self,
-        split: str = "train",
-        shuffle: bool = True,
-        seed: int | None = None,
-        shard_info: seqio.ShardInfo | None = None,
-        *,
-        sequence_length: Mapping[str, int] | None = None,
-        use_cached: bool = False,
-        num_epochs: int | None = 1,
-    ) -> tf.data.Dataset:
-        """Elements of a shard, by `elements.row_numbers`."""
-        del sequence_length, use_cached, num_epochs
-        rows = self.rows(split)
-        numbers = row_numbers(len(rows), shuffle, seed, shard_info)
+    def elements(self, rows: StructuredRows, numbers: tf.data.Dataset) -> tf.data.Dataset:
+        """Each row's texts by feature; rows without an example are left out."""
         read = functools.partial(_read, rows)
 
         def element(number: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -106,13 +82,7 @@ class StructuredSource(seqio.DataSource):
         there = numbers.map(element).filter(lambda x: x["there"])
         return there.map(lambda x: {name: x[name] for name in FEATURES})
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, StructuredSource) and self._identity() == other._identity()
-
-    def __hash__(self) -> int:
-        return hash((self.record.name, self.local_dir, self.seed))
-
-    def _identity(self) -> tuple[object, ...]:
+    def identity(self) -> tuple[Any, ...]:
         return self.record, self.local_dir, self.seed
 
     def __repr__(self) -> str:
@@ -146,7 +116,11 @@ def add_task(
         return task
     _NAMES[record.name] = name
     return seqio.TaskRegistry.add(
-        name, source=source, preprocessors=[], output_features=_features(), metric_fns=[]
+        name,
+        source=source,  # pyright: ignore[reportArgumentType]  seqio's protocol forgets its own None
+        preprocessors=[],
+        output_features=_features(),
+        metric_fns=[],
     )
 
 
@@ -184,7 +158,7 @@ def _read(rows: StructuredRows, number: np.ndarray) -> tuple[np.ndarray, ...]:
     example = rows[int(number)]
     there = np.array(example is not None)
     return there, *(
-        _strings(part) for part in (_texts(rows.record, example) if example else ("",) * 3)
+        strings(part) for part in (_texts(rows.record, example) if example else ("",) * 3)
     )
 
 
@@ -203,7 +177,3 @@ def _names(record: Record, label: Any) -> list[str]:
         return [str(label)]
     numbers = label if isinstance(label, tuple) else (label,)
     return [record.names[number] if number >= 0 else "" for number in numbers]
-
-
-def _strings(texts: Sequence[str]) -> np.ndarray:
-    return np.array([text.encode() for text in texts], np.object_ if texts else np.bytes_)
