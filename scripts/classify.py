@@ -1,7 +1,9 @@
 """Answers of a multitask encoder: `python -m scripts.classify --model M --task glue/sst2 "a fine film"`.
 
 M is a run folder, one of its checkpoints, or a Hugging Face directory. Texts come from the command line, from `--file`
-(a text, or a JSON input, a line) or from standard input; a line of JSON goes to standard output for each.
+or from standard input, one a line; a line of JSON goes to standard output for each. A line that is a JSON object, or a
+JSON list that begins with a text, is an input of that form; any other line is a text as it stands, whatever it begins
+with (in an object, {"text": "..."}, a text may have several lines).
 
     --list                                         the model's tasks, their kinds and labels
     --task glue/mnli --pair "premise" "hypothesis" pairs; repeatable
@@ -15,6 +17,7 @@ All keys of the configuration can be set too, e.g. `--mesh.model 2`.
 import functools
 import itertools
 import json
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -42,7 +45,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "default": [],
         "help": "two texts; repeatable",
     },
-    "file": {"type": str, "default": "", "help": "an input a line; standard input without"},
+    "file": {
+        "type": str,
+        "default": "",
+        "help": "a text or a JSON input a line; standard input without",
+    },
     "top_k": {"type": int, "default": 0, "help": "answers to give, the best first; 0 gives all"},
     "group": {"action": "store_true", "help": "tokens: entities in place of words"},
     "without_task_embedding": {"action": "store_true", "help": "the encoder is not told the task"},
@@ -60,7 +67,7 @@ BLOCK = 1024
 
 
 class InputError(UserError):
-    """Inputs that are missing or cannot be read."""
+    """Inputs that contradict each other."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -71,10 +78,11 @@ def main(argv: Sequence[str]) -> int:
     if not options.list and not options.task and not options.labels:
         raise ConfigError("nothing is asked: give --task NAME, --labels A,B, or --list")
     named = any(flag.startswith(("--model.", "--config")) for flag in rest)
-    from t0jax import sharding, train
+    from t0jax import processes, sharding, train
     from t0jax.classify import Multitask
     from t0jax.data.registry import known_heads
 
+    processes.refuse_cluster("scripts.classify")
     train.set_environment(settings)
     model = Multitask.load(
         path,
@@ -127,7 +135,7 @@ def inputs(texts: Sequence[str], options: Any) -> Iterator[Any]:
     """What is asked, one after the other.
 
     Raises:
-        InputError: texts and a file, or a line that is no JSON where it begins as some.
+        InputError: texts and a file.
     """
     given = [*texts, *map(tuple, options.pair)]
     if given and options.file:
@@ -147,20 +155,31 @@ def read_lines(file: str) -> Iterator[Any]:
 
 
 def parsed(lines: Any, where: str) -> Iterator[Any]:
-    """Lines that begin as JSON objects, lists or texts are read as such; a list is one input."""
+    """What each line asks, in the order of the lines; tells of those that may not be what was meant."""
     for number, line in enumerate(lines, start=1):
         line = line.rstrip("\n")
         if not line.strip():
             print(f"{where}, line {number} is blank: no answer for it", file=sys.stderr)
             continue
-        if line[0] not in '{["':
-            yield line
-            continue
-        try:
-            found = json.loads(line)
-        except ValueError as error:
-            raise InputError(f"{where}, line {number}: no JSON ({error})") from None
-        yield tuple(found) if isinstance(found, list) else found
+        found = as_json(line)
+        if found is None and AS_JSON.match(line):
+            print(f"{where}, line {number} is no JSON: it is read as a text", file=sys.stderr)
+        yield line if found is None else found
+
+
+AS_JSON = re.compile(r'\{\s*"|\[\s*"')
+"""How inputs in JSON begin, and texts hardly do."""
+
+
+def as_json(line: str) -> Any:
+    """The input that a line of JSON is, of a list a tuple: one input, not several. None of a text."""
+    try:
+        found = json.loads(line) if line[0] in "{[" else None
+    except ValueError:
+        return None
+    if isinstance(found, list):
+        return tuple(found) if found and isinstance(found[0], str) else None
+    return found
 
 
 def answer(model: "Multitask", options: Any, asked: Iterator[Any]) -> None:

@@ -26,17 +26,23 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "output": {"type": str, "default": "", "help": "a JSON file for the result"},
 }
 
+READ = ("config", "mesh", "data.local_dir", "data.modules", "data.vocabulary")
+READ += ("train.compile_cache", *(f"model.{name}" for name in config.COMPUTE_FIELDS))
+"""Keys of the configuration that a probe reads."""
+
 
 def main(argv: Sequence[str]) -> int:
     """Prints the probe's accuracy as JSON; returns 0."""
     path, rest = config.take_model(argv)
     settings, options = config.parse(rest, __doc__ or "", **OPTIONS)
+    config.refuse_unread(rest, READ, f"a probe reads {', '.join(READ)} and its own options")
     named = any(flag.startswith(("--model.", "--config")) for flag in rest)
-    from t0jax import checkpoint, probe, sharding, train
+    from t0jax import checkpoint, probe, processes, sharding, train
     from t0jax.data.structured.pieces import PairPieces
     from t0jax.data.vocabulary import vocabulary_path
     from t0jax.metrics import note
 
+    processes.refuse_cluster("scripts.probe")
     train.set_environment(settings)
     modules = options.module.split(",") if options.module else settings.data.modules
     source = find_source(options.task, modules)

@@ -12,8 +12,9 @@ are listed. The same command goes on where it was stopped; a finished set's chec
 Where this differs from what was published: all epochs are run and the best validation score chooses, where theirs
 stopped after a million examples without a gain of 0.001 (each result says where that would have been); a set without a
 validation split gives up a tenth of its training rows, one without a test split is scored on its validation rows;
-0.0006, which stands behind "linear" without a name, is taken as the share of the steps that warm up. Rows are cut at
-256 tokens; theirs is not told.
+STS-B's checkpoint is chosen by Pearson's correlation, and scored by Spearman's, as published; 0.0006, which stands
+behind "linear" without a name, is taken as the share of the steps that warm up. Rows are cut at 256 tokens; theirs is
+not told.
 """
 
 import dataclasses
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from t0jax import config
-from t0jax.config import Config, ConfigError, Model, UserError
+from t0jax.config import ConfigError, Model, UserError
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "output": {
@@ -46,6 +47,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "keep_checkpoints": {"action": "store_true", "help": "of finished sets"},
 }
 
+READ = ("data.local_dir", "train.compile_cache")
+"""Keys of the configuration that are the host's matter; all others are the runs', and results are of them."""
+
 RESULT_FILE = "result.json"
 SETTINGS_FILE = "settings.json"
 START_FOLDER = "start"
@@ -59,18 +63,21 @@ def main(argv: Sequence[str]) -> int:
     """Prints the table; returns 0."""
     path, rest = config.take_model(argv)
     settings, options = config.parse(rest, __doc__ or "", **OPTIONS)
-    from t0jax import train
+    config.refuse_unread(rest, READ, "give them to the runs: --set KEY=VALUE")
+    from t0jax import processes, train
     from t0jax.data.rows import DataUnavailable
     from t0jax.metrics import note
 
+    processes.refuse_cluster("scripts.recycle")
     train.set_environment(settings)
     chosen = choose_sets(options.sets, options.local)
     read_changes(options.set)
     output, missing = Path(options.output or f"runs/recycle{'_local' * options.local}"), {}
-    start = begin(path, output, settings, options)
+    start = begin(path, output, options)
     for one, record in chosen:
         folder, record = output / one.name, divided(record, one.name)
         if is_finished(folder, record):
+            tidy(folder)  # a run that was killed has not
             continue
         try:
             note(f"recycle: {one.name}")
@@ -81,10 +88,10 @@ def main(argv: Sequence[str]) -> int:
         if found is None:
             note("SIGTERM: the same command goes on from there")
             return 0
-        write(folder / RESULT_FILE, found | {"settings": read_json(output / SETTINGS_FILE)})
-        if not options.keep_checkpoints:
-            shutil.rmtree(folder / "checkpoints")
-    report(output, [one for one, _ in chosen], missing)
+        about = {"settings": read_json(output / SETTINGS_FILE), "kept": options.keep_checkpoints}
+        write(folder / RESULT_FILE, found | about)
+        tidy(folder)
+    report(output, [one for one, _ in choose_sets("", options.local)], missing)
     if options.local:
         print("these are cuts of the data: the published scores are of the whole sets")
     return 0
@@ -143,7 +150,7 @@ def part(split: str, first: int, last: int) -> str:
 # ---------------------------------------------------------------------------------------------------- a set
 
 
-def begin(path: Path, output: Path, settings: Config, options: Any) -> Path:
+def begin(path: Path, output: Path, options: Any) -> Path:
     """Takes the folder for a model and settings; returns what the sets start from, a copy of the model whose heads no
     new task takes over, or a model without heads as it is.
 
@@ -152,7 +159,7 @@ def begin(path: Path, output: Path, settings: Config, options: Any) -> Path:
     """
     from t0jax import checkpoint, models, sharding
 
-    model = checkpoint.load_model(path, sharding.make_mesh(settings.mesh))
+    model = checkpoint.load_model(path, sharding.make_mesh(config.Mesh()))
     own = model.network.config
     if own.architecture != "deberta":
         raise ConfigError(f"{path} is a {own.architecture}; model-recycling's sets need a deberta")
@@ -221,6 +228,12 @@ def is_finished(folder: Path, record: Any) -> bool:
     return True
 
 
+def tidy(folder: Path) -> None:
+    """Removes a finished set's checkpoints, unless its result says that they were to be kept."""
+    if not read_json(folder / RESULT_FILE).get("kept", True):
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+
+
 def recycle(
     one: Any, record: Any, start: Path, folder: Path, options: Any
 ) -> dict[str, Any] | None:
@@ -232,9 +245,9 @@ def recycle(
     from t0jax.data.structured.rows import StructuredRows
     from t0jax.finetune import finetune
 
-    for split in ("train", "validation", "test"):
-        StructuredRows(record, split).open()
     changes = read_changes(options.set)
+    for split in ("train", "validation", "test"):
+        StructuredRows(record, split, changes.get("data.local_dir", "")).open()
     how = plan(record, options, changes)
     finetune(
         start,
@@ -381,11 +394,20 @@ def score(checkpoint_folder: Path, folder: Path, metric: str) -> tuple[float, di
 
 
 def report(output: Path, sets: Sequence[Any], missing: Mapping[str, str]) -> None:
-    """Prints a line a set, the means and what is missing; writes all to `results.json`."""
+    """Prints a line a set, the means and what is missing; writes all to `results.json`.
+
+    Args:
+        output: the folder of all runs; whatever is finished in it counts, so that a few sets done again leave the mean.
+        sets: that could be there.
+        missing: why sets could not be had; what was told of others before still holds.
+    """
     from t0jax.results import missing_lines
 
     files = {one.name: output / one.name / RESULT_FILE for one in sets}
     found = {name: read_json(file) for name, file in files.items() if file.is_file()}
+    file = output / "results.json"
+    before = read_json(file)["missing"] if file.is_file() else {}
+    missing = {name: why for name, why in (before | {**missing}).items() if name not in found}
     width = max(8, *(len(one.name) for one in sets))
     print(f"{'set':{width}}  metric    value  chance  base   tasksource-420     n")
     for one in sets:
@@ -403,8 +425,8 @@ def report(output: Path, sets: Sequence[Any], missing: Mapping[str, str]) -> Non
         print(
             f"{f'mean of {len(there)}':{width}}            {means[0]:5.2f}          {means[1]:5.2f}  {means[2]:14.2f}"
         )
-        content = {"mean": means[0], "of": len(there), "sets": found, "missing": dict(missing)}
-        write(output / "results.json", content)
+        content = {"mean": means[0], "of": len(there), "sets": found, "missing": missing}
+        write(file, content)
     for line in missing_lines(missing):
         print(line)
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from t0jax import checkpoint, evaluate, sharding, train
+from t0jax import checkpoint, evaluate, processes, sharding, train
 from t0jax import config as config_lib
 from t0jax.config import Config
 from t0jax.data.structured.loader import open_tasks
@@ -70,8 +70,9 @@ def finetune(
         DataUnavailable: the data cannot be had.
         RecordError: a row is not as declared, or none of the train split has a label.
     """
+    settings = dict(settings or {})
+    asked = typed({key: settings[key] for key in _ASKED_FIRST if key in settings})
     values: dict[str, Any] = {
-        **_compute(Path(model)),
         "model.architecture": "deberta",
         "model.task_embedding": task_embedding,
         "data.modules": _modules(record),
@@ -87,12 +88,24 @@ def finetune(
         "train.init_task": like,
         "evaluate.method": "classify",
     }
-    if record.splits[1] is not None:
+    if _has_split(record, asked.data):
         values["data.eval_mixture"] = values["data.mixture"]
-    config = configured(values | dict(settings or {}), epochs)
-    finished = _is_finished(config)
-    results = train.run(config)
-    return score_again(config) if results is None and finished else results
+    with processes.cluster(asked.train.patience):
+        config = configured(_compute(Path(model)) | values | settings, epochs)
+        # One process's word: what is in the folder changes as soon as another goes on.
+        finished = processes.tell(_is_finished(config), "looking for a finished run")[0]
+        results = train.run(config)
+        return score_again(config) if results is None and finished else results
+
+
+_ASKED_FIRST = ("data.local_dir", "data.eval_split", "train.patience")
+"""Keys that are needed before the configuration is whole."""
+
+
+def _has_split(record: Record, data: config_lib.Data) -> bool:
+    """Whether the data has one of the splits `data.eval_split`."""
+    there = record.splits_there(data.local_dir)
+    return any(name.strip() in there for name in data.eval_split.split(","))
 
 
 def configured(values: Mapping[str, Any], epochs: float) -> Config:

@@ -93,10 +93,15 @@ def read_features(
         pooled: what the pooler makes of the first token's state, in place of that.
 
     Raises:
-        ProbeError: the task is no classification.
+        ProbeError: the task is no classification, or the encoder has no pooler.
     """
     if rows.record.kind != "classification":
         raise ProbeError(f"task {rows.record.name!r} is {rows.record.kind}; a probe classifies")
+    if pooled and "pooler" not in network.shapes:
+        raise ProbeError(
+            "the encoder has no pooler, which only a model with heads that read whole rows has; probe the first "
+            "token's state itself: leave --pooled out"
+        )
     output: Output = "pooled" if pooled else "first"
     scorer = HeadScorer(network, mesh, max_length, outputs=(output,))
 

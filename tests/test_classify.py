@@ -315,12 +315,24 @@ def test_the_script_lists_tasks(run, capsys):
     assert len(lines) == len(tiny_models.HEADS)
 
 
+PLAIN = ['"Great," he said.', '"Great."', "[1] See below.", "[1]", "[", "{dull}", "null", "3"]
+
+
+def test_a_line_that_is_no_json_is_a_text_as_it_stands(capsys):
+    assert list(script.parsed([f"{line}\n" for line in PLAIN], "here")) == PLAIN
+    assert not capsys.readouterr().err
+    given = ['["a", "b"]', '{"text": "a\\nb"}', '{"text": "cut', '["who", ["x", "y"]]']
+    wanted = [("a", "b"), {"text": "a\nb"}, '{"text": "cut', ("who", ["x", "y"])]
+    assert list(script.parsed(given, "here")) == wanted
+    assert capsys.readouterr().err == "here, line 3 is no JSON: it is read as a text\n"
+
+
 def test_the_script_says_what_is_wrong(run, tmp_path):
     with pytest.raises(cfg.ConfigError, match="nothing is asked"):
         script.main(["--model", str(run), "a text"])
     file = tmp_path / "asked.jsonl"
-    file.write_text('fine\n{"text": \n')
-    with pytest.raises(script.InputError, match="line 2: no JSON"):
+    file.write_text('{"sentence": "fine"}\n')
+    with pytest.raises(classify.ClassifyError, match="takes a text"):  # no text, whatever its keys
         script.main(["--model", str(run), "--task", "tiny/sst2", "--file", str(file)])
     with pytest.raises(script.InputError, match="both given"):
         script.main(["--model", str(run), "--task", "tiny/sst2", "--file", str(file), "text"])

@@ -1,5 +1,6 @@
 """Scoring structured tasks by heads: against the network itself, scikit-learn, scipy and tables by hand."""
 
+import dataclasses
 import functools
 import json
 import os
@@ -10,14 +11,13 @@ import jax
 import multitask_models as tiny_models
 import numpy as np
 import pytest
-from multitask_models import TAGS, head, sentences
+from multitask_models import TAGS, sentences
 from structured_data import write_rows
 
 from t0jax import checkpoint, convert, evaluate, models, processes, report, results, sharding
 from t0jax import config as cfg
 from t0jax.data.structured.pieces import PairPieces
 from t0jax.data.structured.records import Classification, MultipleChoice, TokenClassification
-from t0jax.evaluate import head_tasks
 from t0jax.report import reading, statistics
 from t0jax.results import structured
 
@@ -113,8 +113,10 @@ def model(vocabulary):
     return models.build(config), params
 
 
-def make(model, vocabulary, mixture, mesh=None, available_only=False, **settings):
-    data = cfg.Data(modules=(), available_only=available_only)
+def make(
+    model, vocabulary, mixture, mesh=None, available_only=False, split="validation", **settings
+):
+    data = cfg.Data(modules=(), available_only=available_only, eval_split=split)
     given = cfg.Evaluate(method="classify", max_input_length=40, **settings)
     mesh = mesh or sharding.make_mesh(cfg.Mesh(), jax.devices()[:1])
     return evaluate.make_evaluator(model[0], mesh, data, given, mixture, vocabulary)
@@ -349,13 +351,41 @@ def test_a_task_without_a_head_is_named(tasks, model, vocabulary):
         make(model, vocabulary, tasks["rte"], head="tiny/mnl")
 
 
-def test_labels_are_matched_by_name():
-    heads = [head("anli", "classification", ("contradiction", "neutral", "entailment"))]
-    answer = head_tasks.answer_of(heads, RECORDS["pairs"], "anli")
-    assert answer.columns == ((2,), (1,), (0,))
-    assert answer.logits(np.array([1.0, 2.0, 3.0])).tolist() == [3.0, 2.0, 1.0]
-    numbered = [head("tiny/sst2", "classification", ("LABEL_0", "LABEL_1"))]
-    assert head_tasks.answer_of(numbered, RECORDS["sst"]).columns is None
+@pytest.fixture
+def lacking(tasks, tmp_path):
+    """Adds tasks like `tiny/sst2` with splits of their own, and data that has a training split alone."""
+    import seqio
+
+    from t0jax.data.structured.source import add_task
+
+    write_rows(tmp_path, "sst", "train", datasets()["sst"])
+    added = []
+
+    def add(*splits):
+        record = dataclasses.replace(RECORDS["sst"], name=f"tiny/{len(added)}", splits=splits)
+        added.append(add_task(record, f"lacking_{len(added)}", local_dir=str(tmp_path)).name)
+        return added[-1]
+
+    yield add
+    for name in added:
+        seqio.TaskRegistry.remove(name)
+
+
+def test_a_split_that_a_record_does_not_have_is_no_missing_data(tasks, lacking, model, vocabulary):
+    """Tasks that could never be scored do not keep the others of the mixture from it; a lost file does."""
+    none, test, lost = (
+        lacking("train", *rest) for rest in ((None, None), (None, "train"), ("lost", None))
+    )
+    own = functools.partial(make, model, vocabulary, head="tiny/sst2")
+    found = own(f"{tasks['sst']},{none},{test}")(model[1])
+    assert list(found.tasks) == ["tiny/sst2"]
+    assert list(found.missing) == ["tiny/0", "tiny/1"]
+    names = [t.name for t in own(f"{none},{test}", split="validation,test").tasks]
+    assert names == ["tiny/1"]
+    with pytest.raises(evaluate.EvaluationError, match="no split 'lost'"):
+        own(f"{tasks['sst']},{none},{lost}")
+    with pytest.raises(evaluate.EvaluationError, match="no split 'validation'; it has train"):
+        own(none)
 
 
 def test_broken_weights_are_an_error(tasks, model, vocabulary):

@@ -8,6 +8,10 @@ import time
 import clusters
 import pytest
 
+from scripts import classify, probe, recycle
+from t0jax import processes
+from t0jax.config import ConfigError
+
 HEAD = """
 import os, sys, time
 import numpy as np
@@ -204,3 +208,39 @@ def test_a_second_run_of_one_program_is_not_told_what_the_first_was():
     for status, out, err in ends(run(TWICE.strip(), end=again)):
         assert status == 0, err
         assert out == ["left", "end", "stayed", "end"]
+
+
+def test_a_block_within_another_is_part_of_it():
+    body = """
+with processes.cluster(patience=1):
+    print(processes.tell(me, "within"))
+print(processes.tell(me + 5, "after it"))
+"""
+    for status, out, err in ends(run(body.strip())):
+        assert status == 0, err
+        assert out == ["[0, 1]", "[5, 6]", "end"]
+
+
+@pytest.mark.parametrize(
+    ("name", "one", "several"),
+    [
+        ("JAX_NUM_PROCESSES", "1", "2"),
+        ("SLURM_STEP_NUM_TASKS", "1", "2"),
+        ("TPU_WORKER_HOSTNAMES", "localhost", "a,b"),
+        ("T0JAX_CLUSTER", "", "1"),
+    ],
+)
+def test_programs_of_one_process_refuse_several(name, one, several, monkeypatch):
+    monkeypatch.setenv(name, one)
+    processes.refuse_cluster("scripts.probe")
+    monkeypatch.setenv(name, several)
+    with pytest.raises(ConfigError, match=f"scripts.probe .* {name}={several} .* without {name}"):
+        processes.refuse_cluster("scripts.probe")
+
+
+@pytest.mark.parametrize("script", [recycle, probe, classify])
+def test_scripts_of_one_process_refuse_several(script, monkeypatch, tmp_path):
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+    given = ["--model", str(tmp_path), *(["--list"] if script is classify else [])]
+    with pytest.raises(ConfigError, match="is run by one process, and SLURM_STEP_NUM_TASKS=2"):
+        script.main(given)

@@ -102,8 +102,24 @@ def test_features_are_the_first_tokens_states(rows, tmp_path_factory):
     assert all(np.isclose(pooled, row, atol=1e-5).all(axis=1).any() for row in some.states)
 
 
+@pytest.mark.parametrize("given", ["--train.seed=9", "--data.mixture=x", "--model.d_model=8"])
+def test_keys_that_a_probe_does_not_read_are_refused(given, tmp_path):
+    from scripts import probe as script
+
+    with pytest.raises(cfg.ConfigError, match=f"^{given.partition('=')[0]} would not be read"):
+        script.main(["--model", str(tmp_path), "--mesh.data=1", "--model.dtype=float32", given])
+
+
 def test_only_classes_are_probed(rows):
     record = Classification(dataset="probed", sentence1="text", scale=(0.0, 1.0))
     other = StructuredRows(record, "train", rows[0].local_dir)
     with pytest.raises(probe.ProbeError, match="'probed' is regression"):
         probe.read_features(None, None, None, None, other)
+
+
+@pytest.mark.parametrize("heads", [(), tiny_models.HEADS[-1:]])
+def test_a_pooler_that_is_not_there_is_not_probed(rows, heads):
+    """Of an encoder alone, and of one whose heads read tokens."""
+    config = cfg.Model(architecture="deberta", d_kv=64, d_model=384, num_layers=1, heads=heads)
+    with pytest.raises(probe.ProbeError, match=r"no pooler.*--pooled"):
+        probe.read_features(models.build(config), {}, None, None, rows[0], pooled=True)

@@ -343,6 +343,7 @@ def test_shapes_that_do_not_fit(change, message, one_directory, tmp_path):
     ("changes", "message"),
     [
         ({"tasks": "glue/mnli"}, "names no tasks"),
+        ({"tasks": None}, "names no tasks"),
         ({"tasks": NAMES[:-1]}, "names 29 tasks for 30 classifiers"),
         ({"kinds": ["regression"] * 30}, r"task 'glue/mnli' is 'regression', which a head of 3"),
         ({"kinds": ["sorting"] * 30}, r"task 'glue/mnli' is 'sorting'"),

@@ -11,7 +11,9 @@ import yaml
 
 from t0jax import config, metrics, models, sharding, train
 from t0jax.data import registry
-from t0jax.data.sources import members
+from t0jax.data.sources import members, seqio
+from t0jax.data.structured.rows import StructuredRows
+from t0jax.evaluate.head_tasks import find_head_tasks
 
 FOLDER = Path(__file__).parents[1] / "configs"
 RECIPES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
@@ -95,6 +97,31 @@ def test_the_mixtures_that_it_names_exist(name):
     registry.import_tasks(re.findall(r"--module (\S+)", head(name)))
     for mixture in re.findall(r"--(?:data\.(?:eval_)?)?mixture (\w+)", head(name)):
         assert members(mixture)
+
+
+SCORED = [
+    path.stem for path in sorted(FOLDER.glob("*.yaml")) if "eval_mixture:" in path.read_text()
+]
+
+
+@pytest.mark.parametrize("name", SCORED)
+def test_scoring_refuses_nothing_that_it_asks_for(name, monkeypatch):
+    """With all declared data there: `available_only`, which a recipe need not allow, is not needed."""
+    data, heads = recipe(name).data, []
+    registry.import_tasks(data.modules)
+    structured = recipe(name).evaluate.method == "classify"
+    for task in members(data.eval_mixture):
+        source = seqio.TaskRegistry.get(task).source
+        if structured:
+            heads.append(source.record.head())
+        else:
+            assert {*data.eval_split.split(",")} & {*source.splits}
+    if structured:
+        monkeypatch.setattr(StructuredRows, "open", lambda self: self.split_in_data and self)
+        tasks, missing, without = find_head_tasks(data.eval_mixture, data, data.eval_split, heads)
+        assert tasks
+        assert not missing
+        assert len(tasks) + len(without) == len(heads)
 
 
 @pytest.mark.parametrize("name", RECIPES)

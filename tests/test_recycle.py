@@ -60,6 +60,19 @@ def test_what_cannot_be_asked():
     }
 
 
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        (["--optimizer.learning_rate", "3e-4", "--sets", "cb"], "--optimizer.learning_rate"),
+        (["--train.seed=9", "--mesh.model", "2"], "--train.seed, --mesh.model"),
+        (["--config", "configs/finetune_encoder.yaml"], "--config"),
+    ],
+)
+def test_keys_that_no_run_would_read_are_refused(given, named, tmp_path):
+    with pytest.raises(ConfigError, match=f"^{named} would not be read; .*--set"):
+        recycle.main(["--model", str(tmp_path), *given])
+
+
 def test_all_36_sets_are_there():
     assert len(recycle.choose_sets("", False)) == 36
     assert {one.name for one, _ in recycle.choose_sets("", True)} >= {"cb", "sst2"}
@@ -150,6 +163,78 @@ def test_a_set_from_start_to_score(tmp_path, monkeypatch, capsys):
         recycle.main(["--model", str(tmp_path / "other"), *command[2:]])
     for name in set(seqio.TaskRegistry.names()) - before:
         seqio.TaskRegistry.remove(name)
+
+
+@pytest.fixture
+def three(tmp_path, monkeypatch):
+    """The script on three sets, of which one's data is gone, with runs that do nothing but leave a checkpoint."""
+    from t0jax.data.rows import DataUnavailable
+    from tasks import recycling
+
+    values = {"cb": 0.5, "sst2": 0.7}
+    records = {name: record("train", None, None) for name in (*values, "rte")}
+    monkeypatch.setattr(recycling, "LOCAL", records)
+
+    def begin(path, output, options):
+        output.mkdir(exist_ok=True)
+        recycle.write(output / recycle.SETTINGS_FILE, {})
+
+    def run(one, record, start, folder, options):
+        if one.name not in values:
+            raise DataUnavailable(one.name, "gone")
+        (folder / "checkpoints" / "5").mkdir(parents=True)
+        found = {"metric": "accuracy", "value": values[one.name], "chance": 0.5, "n": 10}
+        return found | {"splits": list(record.splits)}
+
+    monkeypatch.setattr(recycle, "begin", begin)
+    monkeypatch.setattr(recycle, "recycle", run)
+    out = tmp_path / "out"
+    return out, lambda *more: recycle.main(["--model=m", "--local", "--output", str(out), *more])
+
+
+def test_checkpoints_of_a_set_whose_end_was_cut_short_are_removed(three, monkeypatch):
+    out, script = three
+    with monkeypatch.context() as patch:
+        patch.setattr(recycle.shutil, "rmtree", lambda *_, **__: _raise(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            script("--sets", "cb")
+    assert (out / "cb" / "checkpoints").is_dir()
+    script("--sets", "cb")
+    assert not (out / "cb" / "checkpoints").exists()
+    script("--sets", "sst2", "--keep_checkpoints")
+    script("--sets", "sst2")
+    assert (out / "sst2" / "checkpoints").is_dir()
+
+
+def _raise(error):
+    raise error
+
+
+def test_a_few_sets_leave_the_mean_over_all(three):
+    out, script = three
+    script()
+    whole = json.loads((out / "results.json").read_text())
+    assert (whole["of"], list(whole["missing"])) == (2, ["rte"])
+    (out / "cb" / recycle.RESULT_FILE).unlink()
+    script("--sets", "cb")
+    assert json.loads((out / "results.json").read_text()) == whole
+    script("--sets", "sst2")
+    assert json.loads((out / "results.json").read_text()) == whole
+
+
+def test_data_are_looked_for_where_runs_read_them(told, tmp_path, monkeypatch):
+    """All three splits are in a folder that the runs' configuration names."""
+    from t0jax import finetune
+
+    elsewhere = told("elsewhere")
+    for split in ("validation", "test"):
+        write_rows(tmp_path, "elsewhere", split, [{"text": "t", "label": 0, "kept": True}])
+    monkeypatch.setenv("T0JAX_DATA_DIR", str(tmp_path / "empty"))
+    (tmp_path / "empty").mkdir()
+    monkeypatch.setattr(finetune, "finetune", lambda *_, settings, **__: _raise(KeyError(settings)))
+    given = {"set": [f"data.local_dir={tmp_path}"], "max_length": 64, "epochs": 0.0}
+    with pytest.raises(KeyError, match=r"data\.local_dir"):
+        recycle.recycle(None, elsewhere, tmp_path, tmp_path / "out", SimpleNamespace(**given))
 
 
 def test_results_of_other_settings_are_not_taken_over(tmp_path):

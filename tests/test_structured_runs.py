@@ -2,10 +2,12 @@
 
 import dataclasses
 import json
+import os
 import re
 from pathlib import Path
 from types import SimpleNamespace
 
+import clusters
 import jax
 import numpy as np
 import pytest
@@ -151,6 +153,49 @@ def test_a_new_task_starts_from_the_encoder_and_the_head_of_its_labels(whole, tm
     bare = tmp_path / "bare"
     finetune(whole[0], other, bare, epochs=1, max_length=32, task_embedding=False)
     assert "task_embedding" not in params_of(bare)
+
+
+PROGRAM = """
+import sys
+from structured_data import Topic
+from t0jax import config
+from t0jax.finetune import finetune
+def main(argv):
+    given = {"epochs": 1, "max_length": 32, "batch_size": 8, "settings": {"train.tensorboard": False}}
+    found = finetune(*argv[:1], Topic(dataset="others", name="others"), *argv[1:], **given)
+    print("found", found.tasks["others"]["accuracy"])
+    return 0
+config.run_script(main)
+"""
+
+
+@pytest.mark.slow
+def test_processes_learn_and_score_together(whole, tmp_path, monkeypatch):
+    """A finished run is scored again by all of them, with what one alone has found."""
+    path = (clusters.REPOSITORY, clusters.REPOSITORY / "tests")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, path)))
+    found = []
+    for count, out in ((1, "one"), (2, "two"), (2, "two")):
+        command = ["-c", PROGRAM, str(whole[0]), str(tmp_path / out)]
+        said = clusters.finish(clusters.start(command, count, 2 // count))
+        found += [re.search("found ([.0-9]+)", text)[1] for text in said]
+    assert len(found) == 5
+    assert len({*found}) == 1
+
+
+def test_what_is_scored_is_what_the_data_has(whole, tmp_path, monkeypatch):
+    """Declared by default, a split need not be there."""
+    rows = [{"text": f"t {i}", "label": i % 2} for i in range(8)]
+    write_rows(Path(os.environ["T0JAX_DATA_DIR"]), "alone", "train", rows)
+    monkeypatch.setattr(train, "run", lambda run: run.data.eval_mixture)
+    alone, out = Topic(dataset="alone", name="alone"), tmp_path / "out"
+    assert finetune(whole[0], alone, out) == ""
+    asked = {"data.eval_split": "validation,train"}
+    assert finetune(whole[0], alone, out, settings=asked) == "alone"
+    write_rows(tmp_path, "alone", "train", rows)
+    write_rows(tmp_path, "alone", "validation", rows)
+    elsewhere = {"data.local_dir": str(tmp_path)}
+    assert finetune(whole[0], alone, out, settings=elsewhere) == "alone"
 
 
 HELD = Topic(dataset="others", name="held topics")

@@ -149,5 +149,7 @@ def test_what_cannot_be_moved_is_refused():
     source, params = trained()
     with pytest.raises(cfg.ConfigError, match=r"train\.init_task 'snli' .* mnli, race"):
         moved(source, params, network(head("fever", NLI)), like="snli")
+    with pytest.raises(cfg.ConfigError, match=r"train\.init_task 'snli'"):
+        moved(source, params, network(*TRAINED), like="snli")
     with pytest.raises(cfg.ConfigError, match="'layers' does not have the shapes"):
         moved(source, params, network(*TRAINED, num_layers=2))

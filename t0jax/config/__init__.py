@@ -15,6 +15,7 @@ from t0jax.config.reading import (
     known_keys,
     parse,
     read_yaml,
+    refuse_unread,
     take_model,
 )
 from t0jax.config.sections import (
@@ -54,6 +55,7 @@ __all__ = [
     "known_keys",
     "parse",
     "read_yaml",
+    "refuse_unread",
     "run_script",
     "take_model",
     "to_dict",

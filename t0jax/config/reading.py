@@ -2,7 +2,7 @@
 
 import dataclasses
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,24 @@ def take_model(argv: Sequence[str]) -> tuple[Path, list[str]]:
 
 def _split_model(argument: str) -> list[str]:
     return argument.split("=", 1) if argument.startswith("--model=") else [argument]
+
+
+def refuse_unread(argv: Sequence[str], read: Collection[str], way_out: str) -> None:
+    """Refuses keys of the configuration that a script would take and not read.
+
+    Args:
+        argv: its arguments.
+        read: the keys that it reads, or sections of which it reads all; "config", of recipes.
+        way_out: what to do instead.
+
+    Raises:
+        ConfigError: names them.
+    """
+    given = [word.removeprefix("--").partition("=")[0] for word in argv if word.startswith("--")]
+    keys = [name for name in given if name in (*known_keys(), "config")]
+    unread = [key for key in keys if key not in read and key.partition(".")[0] not in read]
+    if unread:
+        raise ConfigError(f"{', '.join(f'--{key}' for key in unread)} would not be read; {way_out}")
 
 
 def _check_flags(argv: Sequence[str], known: Sequence[str]) -> None:

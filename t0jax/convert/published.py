@@ -118,8 +118,6 @@ def read_heads(source: Source) -> Bank | None:
         ConvertError: tasks without a name or a tensor, shapes that do not fit together, unknown kinds, groups whose
             weights differ.
     """
-    if source.adapters is None and "tasks" not in source.config:
-        return None
     tensors, where = find_tensors(source), source.adapters or source.path
     if not tensors:
         return None

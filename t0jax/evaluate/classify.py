@@ -54,8 +54,11 @@ class ClassifyEvaluator(Evaluation):
                 "the model has no heads, so it answers no structured task; score prompts with evaluate.method rank"
             )
         asked = self.mixture, self.data, self.split, self.heads, self.settings.head
-        self.tasks, self.unscored = find_head_tasks(*asked)
-        check_missing(self.mixture, self.data, self.unscored, len(self.tasks))
+        self.tasks, missing, without = find_head_tasks(*asked)
+        self.unscored = missing | without
+        # Alone, what nobody can have is told as what is missing: there is nothing to go on with.
+        lacking = missing if self.tasks else self.unscored
+        check_missing(self.mixture, self.data, lacking, len(self.tasks))
         for task in self.tasks:
             for row in self._rows(task)[:CHECKED_ROWS]:
                 _ = task.rows[row]

@@ -11,9 +11,10 @@ from t0jax import config as config_lib
 from t0jax.classify.inputs import ClassifyError, find_task
 from t0jax.config import Head
 from t0jax.config.heads import normalised
+from t0jax.convert.published import group_of
 from t0jax.data.rows import DataUnavailable, SplitUnavailable
 from t0jax.data.structured.fields import described
-from t0jax.data.structured.records import Record
+from t0jax.data.structured.records import SPLITS, Record
 from t0jax.data.structured.rows import StructuredRows
 from t0jax.evaluate.tasks import all_sources, content_digest
 from t0jax.results import EvaluationError
@@ -76,9 +77,12 @@ class HeadTask:
 
     @property
     def identity(self) -> str:
-        """A digest of the declaration, the head and the data."""
-        files = [content_digest(file) for file in self.rows.data_files()]
-        content = described((self.record, self.answer, self.rows.split, files))
+        """A digest of what is read, the head and the data; the same for copies of the data, wherever they lie."""
+        spec, rows = self.record.spec, self.rows
+        files = [content_digest(file) for file in rows.data_files()]
+        columns = (spec.name, spec.renames, spec.recodes)
+        read = (self.record.identity, columns, rows.split, rows.split_in_data)
+        content = described((read, self.answer, files))
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
@@ -88,8 +92,10 @@ class HeadTask:
 
 def find_head_tasks(
     mixture: str, data: config_lib.Data, split: str, heads: Sequence[Head], head: str = ""
-) -> tuple[list[HeadTask], dict[str, str]]:
-    """The structured tasks of a mixture, opened, and why others cannot be: (tasks by name, reason by name).
+) -> tuple[list[HeadTask], dict[str, str], dict[str, str]]:
+    """The structured tasks of a mixture, opened: (tasks by name, why others cannot be, those without such a split).
+
+    A split that a record declares not to have is no missing data: nothing that could be done would bring it.
 
     Args:
         mixture: seqio mixtures or tasks, with commas between.
@@ -106,7 +112,7 @@ def find_head_tasks(
 
     if head:
         find_head(heads, head)
-    tasks, missing = [], {}
+    tasks, missing, without = [], {}, {}
     for name, source in all_sources(mixture, data):
         if not isinstance(source, StructuredSource):
             raise EvaluationError(
@@ -118,14 +124,25 @@ def find_head_tasks(
             answer = answer_of(heads, record, head)
             rows = _open(source, split)
         except (DataUnavailable, NoHead) as error:
-            missing[record.name] = str(error)
+            told = missing if isinstance(error, NoHead) or _declares(record, split) else without
+            told[record.name] = str(error)
             continue
-        tasks.append(HeadTask(rows, split.partition(",")[0].strip(), answer))
-    return sorted(tasks, key=lambda task: task.name), missing
+        tasks.append(HeadTask(rows, _names(split)[0], answer))
+    return sorted(tasks, key=lambda task: task.name), missing, without
+
+
+def _declares(record: Record, split: str) -> bool:
+    """Whether a record has one of some splits, with commas between."""
+    declared = dict(zip(SPLITS, record.splits, strict=True))
+    return any(declared.get(name) for name in _names(split))
+
+
+def _names(split: str) -> list[str]:
+    return [name.strip() for name in split.split(",")]
 
 
 def _open(source: Any, split: str) -> StructuredRows:
-    names = [name.strip() for name in split.split(",")]
+    names = _names(split)
     for name in names:
         try:
             return source.rows(name).open()
@@ -159,7 +176,8 @@ def find_head(heads: Sequence[Head], task: str) -> int:
 def answer_of(heads: Sequence[Head], record: Record, other: str = "") -> Answer:
     """The head that answers a task: its own, or that of the task `other`.
 
-    Labels are matched by their normalised names. `not_X`, which a head lacks, is all that it has besides X.
+    Labels are matched by their normalised names. `not_X`, which a head lacks, is all that it has besides X. Outputs of
+    the task's own head that have no names, or numbers for names, are the labels in their order.
 
     Raises:
         NoHead: there is none, or it is of another kind.
@@ -177,13 +195,18 @@ def answer_of(heads: Sequence[Head], record: Record, other: str = "") -> Answer:
     columns = [_columns(normalised(label), known) for label in record.names]
     if all(columns):
         return Answer(number, head, tuple(columns))
-    if head.task == record.name and head.columns == len(record.names) and not any(columns):
-        return Answer(number, head)  # the model's labels have no names of their own
+    nameless = not group_of(head.kind, head.labels)
+    if nameless and head.task == record.name and head.columns == len(record.names):
+        return Answer(number, head)
     lacking = [label for label, found in zip(record.names, columns, strict=True) if not found]
     raise EvaluationError(
-        f"task {record.name!r} has labels {', '.join(map(repr, lacking))} that the head of {head.task!r} lacks (it has "
-        f"{', '.join(map(repr, head.labels))}); choose another head, or rename the labels of the record"
+        f"task {record.name!r} has labels {_told(record.names)}, of which the head of {head.task!r} lacks "
+        f"{_told(lacking)} (it has {_told(head.labels)}); choose another head, or rename the labels of the record"
     )
+
+
+def _told(labels: Sequence[str]) -> str:
+    return ", ".join(map(repr, labels))
 
 
 def _columns(label: str, known: dict[str, int]) -> tuple[int, ...]:

@@ -38,15 +38,15 @@ def transfer(
     Raises:
         ConfigError: the encoders differ, or `source` has no task `like`.
     """
-    if source.config.heads == target.config.heads and source.shapes == target.shapes:
-        return params
-    _check_encoders(source, target)
     names = [head.task for head in source.config.heads]
     if like and like not in names:
         raise ConfigError(
             f"train.init_task {like!r} is no task of the model it starts from, which has "
             f"{', '.join(names[:20]) or 'none'}{' ...' if len(names) > 20 else ''}"
         )
+    if source.config.heads == target.config.heads and source.shapes == target.shapes:
+        return params
+    _check_encoders(source, target)
     plan = _plan(source.config.heads, target.config.heads, like)
     own = {name: params[name] for name in HEADS if name in params}
 

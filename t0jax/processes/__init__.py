@@ -35,6 +35,7 @@ __all__ = [
     "first_process_does",
     "gather",
     "meet",
+    "refuse_cluster",
     "tell",
     "watching",
 ]
@@ -50,6 +51,8 @@ JAX_LOST_SECONDS = 90
 
 SHUTDOWN_SECONDS = 120
 _here: Peers | None = None
+_within = False
+"""Whether a block of `cluster` is being run."""
 
 
 class Preempted(Exception):
@@ -68,7 +71,8 @@ def cluster(patience: float = PATIENCE) -> Iterator[None]:
     an `srun` of several tasks, and TPU pods by `TPU_WORKER_HOSTNAMES`; `T0JAX_CLUSTER=1` has JAX look for what it
     knows itself (TPU VMs without that variable). Must begin before any other use of JAX's devices.
 
-    An error that leaves the body is told to the other processes, which stop with it.
+    An error that leaves the body is told to the other processes, which stop with it. A block within another is part of
+    that.
 
     Args:
         patience: seconds that processes wait for each other. JAX itself ends those that have waited so long for
@@ -77,9 +81,13 @@ def cluster(patience: float = PATIENCE) -> Iterator[None]:
     Raises:
         ConfigError: the coordinator's address without the other two variables.
     """
-    global _here
+    global _here, _within
+    if _within:
+        yield
+        return
     _join(patience)
     run = _current(patience)
+    _within = True
     try:
         yield
         if run is not None:
@@ -88,6 +96,8 @@ def cluster(patience: float = PATIENCE) -> Iterator[None]:
         if run is not None:
             run.fail(error)
         raise
+    finally:
+        _within = False
     if run is not None:
         run.done.set()
         _here = None
@@ -117,12 +127,36 @@ def _join(patience: float) -> None:
         jax.distributed.initialize(
             address, num_processes=int(count), process_id=int(index), **limits
         )
-    elif (
-        int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
-        or "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
-        or os.environ.get("T0JAX_CLUSTER") == "1"
-    ):
+    elif _found():
         jax.distributed.initialize(**limits)
+
+
+def _found() -> str:
+    """The variable by which a cluster, other than one by hand, tells that a run has several processes; "" of none."""
+    tells = {
+        "SLURM_STEP_NUM_TASKS": int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1,
+        "TPU_WORKER_HOSTNAMES": "," in os.environ.get("TPU_WORKER_HOSTNAMES", ""),
+        "T0JAX_CLUSTER": os.environ.get("T0JAX_CLUSTER") == "1",
+    }
+    return next((name for name, several in tells.items() if several), "")
+
+
+def refuse_cluster(program: str) -> None:
+    """For programs that one process runs: several would do all of it each, in one folder.
+
+    Args:
+        program: what to call it.
+
+    Raises:
+        ConfigError: the environment describes a run of several processes (`cluster`).
+    """
+    by_hand = os.environ.get("JAX_NUM_PROCESSES", "1") != "1"
+    name = "JAX_NUM_PROCESSES" if by_hand else _found()
+    if name:
+        raise ConfigError(
+            f"{program} is run by one process, and {name}={os.environ[name]} tells of several; start it once "
+            f"(srun -n 1, or on one host), without {name} in its environment"
+        )
 
 
 def _current(patience: float = PATIENCE) -> Peers | None:

@@ -6,7 +6,6 @@ price is that each reads all texts; `data.workers` reader processes share that w
 `data.shards`, `pack`, `pack_rows` and `target_length` play no part.
 """
 
-import dataclasses
 import json
 import logging
 from collections import defaultdict
@@ -24,7 +23,6 @@ from t0jax.data.rows import DataError, DataUnavailable
 from t0jax.data.shares import weight
 from t0jax.data.structured.assembly import Layout, Mixed, Placed, SingleTask, Source
 from t0jax.data.structured.encoding import rows_to_batch
-from t0jax.data.structured.fields import described
 from t0jax.data.structured.items import (
     ChunkReader,
     Drawn,
@@ -36,7 +34,7 @@ from t0jax.data.structured.items import (
     read_texts,
 )
 from t0jax.data.structured.pieces import PairPieces
-from t0jax.data.structured.records import Record, RecordError
+from t0jax.data.structured.records import RecordError
 from t0jax.data.structured.rows import StructuredRows
 
 log = logging.getLogger("t0jax")
@@ -343,7 +341,7 @@ def _make_task(rows: StructuredRows, rate: float, data: config.Data) -> Structur
     length = len(rows) if chosen is None else len(chosen)
     _try_rows(rows, np.arange(length) if chosen is None else chosen)
     rate = weight(data, rate, length)
-    identity = (rows.split_in_data, *_identity(rows.record), *rows.data_sizes())
+    identity = (rows.split_in_data, *rows.record.identity, *rows.data_sizes())
     return StructuredTask(rows, length, rate, chosen, identity)
 
 
@@ -360,11 +358,3 @@ def _try_rows(rows: StructuredRows, numbers: np.ndarray) -> None:
     first = numbers[:MOST_BARREN].tolist()
     if all(rows[number] is None for number in first):
         raise RecordError(rows.record.name, None, _barren(len(first)))
-
-
-def _identity(record: Record) -> Iterator[str]:
-    """What a record's examples depend on besides the data; the same in every process, and for copies of the data."""
-    about = ("dataset", "name", "splits", "differs")
-    for part in dataclasses.fields(record):
-        if part.name not in about:
-            yield f"{part.name}={described(getattr(record, part.name))}"

@@ -34,6 +34,7 @@ from t0jax.data.structured.fields import (
     as_text,
     columns_of,
     constant,
+    described,
     joined,
     letter,
     position,
@@ -183,6 +184,13 @@ class Record:
         fields = [self.where] if self.where else []
         found = [columns_of(field) for field in (*fields, *self._fields())]
         return None if None in found else frozenset().union(*(columns or () for columns in found))
+
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """What its examples depend on besides the data; the same in every process, and for copies of the data."""
+        about = ("dataset", "name", "splits", "differs")
+        names = [part.name for part in dataclasses.fields(self) if part.name not in about]
+        return tuple(f"{name}={described(getattr(self, name))}" for name in names)
 
     def example(
         self,
