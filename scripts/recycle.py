@@ -92,8 +92,6 @@ def main(argv: Sequence[str]) -> int:
         write(folder / RESULT_FILE, found | about)
         tidy(folder)
     report(output, [one for one, _ in choose_sets("", options.local)], missing)
-    if options.local:
-        print("these are cuts of the data: the published scores are of the whole sets")
     return 0
 
 
@@ -114,8 +112,10 @@ def choose_sets(names: str, local: bool) -> list[tuple[Any, Any]]:
         if name not in known or (local and name not in recycling.LOCAL):
             there = ", ".join(recycling.LOCAL if local else known)
             raise RecycleError(f"--sets {name!r} is none of {there}")
-    records = recycling.LOCAL if local else {name: one.record for name, one in known.items()}
-    return [(known[name], records[name]) for name in wanted]
+    if not local:
+        return [(known[name], known[name].record) for name in wanted]
+    cut = {"comparable": False, "note": "a cut; the published scores are of the whole set"}
+    return [(dataclasses.replace(known[name], **cut), recycling.LOCAL[name]) for name in wanted]
 
 
 def divided(record: Any, name: str) -> Any:
@@ -396,6 +396,8 @@ def score(checkpoint_folder: Path, folder: Path, metric: str) -> tuple[float, di
 def report(output: Path, sets: Sequence[Any], missing: Mapping[str, str]) -> None:
     """Prints a line a set, the means and what is missing; writes all to `results.json`.
 
+    The second mean is of the sets that are alike: published scores are of the same rows and texts.
+
     Args:
         output: the folder of all runs; whatever is finished in it counts, so that a few sets done again leave the mean.
         sets: that could be there.
@@ -419,16 +421,35 @@ def report(output: Path, sets: Sequence[Any], missing: Mapping[str, str]) -> Non
                 f"{one.baseline:5.2f}  {one.tasksource:14.2f}  {entry['n']:4}"
             )
     there = [one for one in sets if one.name in found]
+    held = [one for one in there if one.comparable]
     if there:
-        rows = [(100 * found[one.name]["value"], one.baseline, one.tasksource) for one in there]
-        means = [sum(column) / len(there) for column in zip(*rows, strict=True)]
-        print(
-            f"{f'mean of {len(there)}':{width}}            {means[0]:5.2f}          {means[1]:5.2f}  {means[2]:14.2f}"
-        )
-        content = {"mean": means[0], "of": len(there), "sets": found, "missing": missing}
+        means = {"sets": _means(found, there), "comparable": _means(found, held)}
+        for label, of in ((f"mean of {len(there)}", "sets"), (f"{len(held)} alike", "comparable")):
+            if means[of]:
+                own, base, tasksource = means[of]
+                print(
+                    f"{label:{width}}            {own:5.2f}          {base:5.2f}  {tasksource:14.2f}"
+                )
+        content = {
+            "mean": means["sets"][0],
+            "of": len(there),
+            "comparable_mean": means["comparable"][0] if held else None,
+            "comparable": [one.name for one in held],
+            "sets": found,
+            "missing": missing,
+        }
         write(file, content)
+        for one in there:
+            if not one.comparable:
+                print(f"not alike: {one.name}: {one.note}")
     for line in missing_lines(missing):
         print(line)
+
+
+def _means(found: Mapping[str, Any], sets: Sequence[Any]) -> list[float]:
+    """Percent: here, of the base model, of tasksource-420; none without sets."""
+    rows = [(100 * found[one.name]["value"], one.baseline, one.tasksource) for one in sets]
+    return [sum(column) / len(sets) for column in zip(*rows, strict=True)]
 
 
 def read_json(path: Path) -> dict[str, Any]:

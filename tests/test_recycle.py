@@ -255,13 +255,21 @@ def test_results_of_other_settings_are_not_taken_over(tmp_path):
         recycle.take(tmp_path, told, "a model")
 
 
-def test_the_table_has_published_columns(tmp_path, capsys):
-    one = SimpleNamespace(name="cb", baseline=75.0, tasksource=85.71)
-    (tmp_path / "cb").mkdir()
-    entry = {"metric": "accuracy", "value": 0.8, "chance": 1 / 3, "n": 56}
-    recycle.write(tmp_path / "cb" / recycle.RESULT_FILE, entry)
-    recycle.report(tmp_path, [one], {"sst2": "glue/sst2: not here"})
-    said = capsys.readouterr().out
-    assert "80.00   33.33  75.00           85.71    56" in said
-    assert "mean of 1" in said
+def test_the_table_has_published_columns_and_a_mean_of_the_sets_that_are_alike(tmp_path, capsys):
+    sets = [
+        SimpleNamespace(name="cb", baseline=75.0, tasksource=85.71, comparable=True, note=""),
+        SimpleNamespace(name="anli", baseline=58.78, tasksource=59.72, comparable=False, note="r1"),
+    ]
+    for one, value in zip(sets, (0.8, 0.4), strict=True):
+        (tmp_path / one.name).mkdir()
+        entry = {"metric": "accuracy", "value": value, "chance": 1 / 3, "n": 56}
+        recycle.write(tmp_path / one.name / recycle.RESULT_FILE, entry)
+    recycle.report(tmp_path, sets, {"sst2": "glue/sst2: not here"})
+    said = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "cb accuracy 80.00 33.33 75.00 85.71 56" in said
+    assert "mean of 2 60.00 66.89 72.71" in said
+    assert "1 alike 80.00 75.00 85.71" in said
+    assert "not alike: anli: r1" in said
     assert "not scored: glue/sst2 (1): not here" in said
+    written = recycle.read_json(tmp_path / "results.json")
+    assert (written["comparable"], written["comparable_mean"]) == (["cb"], 80.0)
