@@ -1,7 +1,7 @@
 """Structured records: `python -m scripts.records list | check --mixture M --module my_tasks`.
 
-`list` names the tasks of a mixture, `list --data` counts their rows too. `check` reads every row that training would
-read and prints a line for each that would stop it; it ends with status 1 where there are any.
+`list` names the tasks of a mixture, `list --data` counts the rows that they keep too. `check` reads every row that
+training would read and prints a line for each that would stop it; it ends with status 1 where there are any.
 """
 
 import argparse
@@ -14,6 +14,7 @@ from t0jax import config
 from t0jax.config import ConfigError, run_script
 from t0jax.data.registry import find_tasks, holds_structured
 from t0jax.data.rows import DataError, DataUnavailable
+from t0jax.data.structured.records import RecordError
 
 _GAP = "  "
 
@@ -21,7 +22,8 @@ _GAP = "  "
 def listing(data: config.Data, count: bool) -> Iterator[list[str]]:
     """Cells of a line a task, sorted by id: id, kind, rows of train, validation and test, how it differs.
 
-    With `count` the data is opened; else, and of what cannot be had, a split that is declared is a "?".
+    With `count` the data is opened and the rows that `where` keeps are counted; else, and of what cannot be had or
+    read, a split that is declared is a "?".
 
     Raises:
       config.ConfigError: no such mixture.
@@ -41,17 +43,21 @@ def listing(data: config.Data, count: bool) -> Iterator[list[str]]:
 
 
 def _rows(source: Any, split: str, local_dir: str, count: bool) -> str:
+    if not count:
+        return "?"
+    rows = source.rows(split, local_dir=local_dir)
     try:
-        return f"{len(source.rows(split, local_dir=local_dir)):,}" if count else "?"
-    except (DataUnavailable, DataError):
+        kept = rows.kept()
+        return f"{len(rows if kept is None else kept):,}"
+    except (DataUnavailable, DataError, RecordError):
         return "?"
 
 
-def findings(data: config.Data) -> Iterator[list[str]]:
-    """Cells of a line a fault: task, row in the data, what is wrong. Raises as `check_rows`."""
+def findings(data: config.Data, read: dict[str, int]) -> Iterator[list[str]]:
+    """Cells of a line a fault: task, row in the data, what is wrong. Fills `read` and raises as `check_rows`."""
     from t0jax.data.structured.loader import check_rows
 
-    for task, row, reason in check_rows(data):
+    for task, row, reason in check_rows(data, read):
         yield [task, "" if row is None else str(row), reason]
 
 
@@ -70,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     listed = commands.add_parser("list", help="name a mixture's tasks")
     listed.add_argument("--data", action="store_true", help="open the data and count rows")
     check = commands.add_parser("check", help="read all rows, print those that are wrong")
-    check.add_argument("--split", default="train")
+    check.add_argument("--split", default="train", help="train, validation or test [train]")
     check.add_argument(
         "--available_only", action="store_true", help="pass over tasks whose data cannot be had"
     )
@@ -101,15 +107,16 @@ def main(argv: Sequence[str]) -> int:
         raise ConfigError(
             f"{data.mixture!r} has no structured tasks; see its prompts with `scripts.prompts`"
         )
-    found = 0
+    found, read = 0, dict[str, int]()
     try:
         if options.command == "list":
             print("\n".join(_table(list(listing(data, options.data)))))
             return 0
-        for line in findings(data):
+        for line in findings(data, read):
             found += 1
             print(_GAP.join(line), flush=True)
-        print(f"{found:,} found" if found else "no row is wrong")
+        count = f"{sum(read.values()):,} rows of {data.split}, tasks: {len(read)}"
+        print(f"{count}: {f'{found:,} found' if found else 'no row is wrong'}")
     except BrokenPipeError:  # the reader, say `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return int(found > 0)

@@ -99,11 +99,11 @@ class Share:
         return frozenset([self.column])
 
     def __call__(self, row: Row) -> bool:
-        return self.first <= _digest(row[self.column])[0] % 10 < self.last
+        return self.first <= digest(row[self.column])[0] % 10 < self.last
 
 
-def _digest(text: str) -> bytes:
-    """Of its letters."""
+def digest(text: str) -> bytes:
+    """Of a text's letters."""
     letters = re.sub(r"\W+", "", text.lower())
     return hashlib.blake2b(letters.encode(), digest_size=8).digest()
 
@@ -118,7 +118,7 @@ class TogetherBy(Classification):
         """All rows of a split; numbers are those of this order. Raises as `Classification.open`."""
         rows = super().open(split, local_dir)
         texts = rows.select([self.column], self.spec)
-        digests = [_digest(texts[number][self.column]) for number in range(len(texts))]
+        digests = [digest(texts[number][self.column]) for number in range(len(texts))]
         return _Ordered(rows, sorted(range(len(digests)), key=digests.__getitem__))
 
 

@@ -163,7 +163,7 @@ def test_other_kinds_are_the_exported_models(native, exported):
     by_option = [next(a["score"] for a in found if a["index"] == k) for k in range(3)]
     assert by_option == pytest.approx(torch.softmax(scores, 0).tolist(), abs=1e-4)
     words = ["Anna", "sleeps", "in", "New", "York"]
-    ids, first, _ = pieces.words(words, 64)
+    ids, first, *_ = pieces.words(words, 64)
     (tags,) = logits("TokenClassification", "tiny/names", [ids])
     found = native.classifier("tiny/names")(" ".join(words))
     assert [a["word"] for a in found] == words

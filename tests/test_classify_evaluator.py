@@ -214,7 +214,7 @@ def test_questions_read_all_options(scored, outputs, vocabulary):
 
 def test_tags_are_read_at_first_pieces(scored, outputs, vocabulary):
     data, right, pairs = datasets()["tagged"], [], []
-    encoded = [PairPieces(vocabulary).words(row["words"], 40) for row in data]
+    encoded = [PairPieces(vocabulary).words(row["words"], 40)[:3] for row in data]
     found = outputs("tiny/names", [ids for ids, _, _ in encoded], True)
     for row, (_, first, _), logits in zip(data, encoded, found, strict=True):
         tags = [TAGS[int(logits[f].argmax())] if f >= 0 else "O" for f in first]
@@ -234,13 +234,11 @@ def test_the_mean_over_tasks_is_that_of_their_own_metrics(scored):
     values = [entry.get("accuracy", entry.get("score")) for entry in found.tasks.values()]
     assert found.mean_accuracy == pytest.approx(np.mean(values))
     table = found.table()
-    assert f"mean over 6 tasks{'':>9}" not in table.splitlines()[0]
     for name, kind in (("tiny/sst2", "classification"), ("tiny/names", "token classification")):
         line = next(line for line in table.splitlines() if line.startswith(name))
         assert kind in line
-    assert f"{np.mean(values):.3f}" in next(
-        x for x in table.splitlines() if x.startswith("mean over 6")
-    )
+    mean = next(line for line in table.splitlines() if line.startswith("mean over 6"))
+    assert mean.split() == ["mean", "over", "6", "tasks", f"{np.mean(values):.3f}"]
 
 
 def test_the_report_shows_kinds_and_intervals(scored, tmp_path):

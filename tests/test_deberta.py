@@ -1,6 +1,7 @@
 """DeBERTa-v3 beside transformers' DebertaV2: hidden states, logits and gradients with the same weights."""
 
 import dataclasses
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -15,8 +16,8 @@ from transformers.models.deberta_v2.modeling_deberta_v2 import make_log_bucket_p
 from t0jax import config, metrics, models, sharding
 from t0jax.config.heads import head_group
 from t0jax.models import distances
-from t0jax.models.deberta import gelu
-from t0jax.models.disentangled import log_buckets
+from t0jax.models.deberta import LayerNorm, gelu
+from t0jax.models.disentangled import DisentangledAttention, log_buckets
 from t0jax.models.layers import drop
 
 LABELS = ("entailment", "neutral", "contradiction")
@@ -209,8 +210,37 @@ def test_bfloat16_is_near(params, plain):
     network = models.build(dataclasses.replace(MODEL, dtype="bfloat16"))
     found = jax.jit(lambda p: outputs(network, p, *inputs))(params)
     for name, value in expected.items():
-        error = np.abs(np.asarray(found[name], np.float32) - value).mean()
-        assert error < 0.05 * max(1.0, np.abs(value).max())
+        error = np.asarray(found[name], np.float32) - value
+        # Measured: 1.4 to 1.8 %, and 3.9 % of the one logit of an option.
+        assert rms(error) < (0.05 if name == "choice" else 0.025) * rms(value), name
+
+
+def rms(x) -> float:
+    """Root of the mean square."""
+    return float(np.sqrt(np.mean(np.square(x))))
+
+
+def test_norms_of_bfloat16_lose_one_rounding():
+    """Also where the mean is large beside the deviation, which in bfloat16 would be rounded away."""
+    x = jnp.asarray(np.random.default_rng(0).normal(8, 1, (16, 512)), jnp.bfloat16)
+    model = dataclasses.replace(MODEL, d_model=512)
+    found = np.asarray(LayerNorm(model)(x), np.float64)
+    exact = np.asarray(x, np.float64)
+    exact = (exact - exact.mean(1, keepdims=True)) / exact.std(1, keepdims=True)
+    np.testing.assert_allclose(found, exact, rtol=2**-8, atol=1e-5)
+
+
+def test_weights_of_bfloat16_values_lose_one_rounding():
+    """Scores that differ by less than bfloat16 tells apart at their size, over a long row."""
+    rng = np.random.default_rng(0)
+    scores, v = rng.normal(200, 1, (1, 1, 4, 512)), rng.normal(0, 1, (1, 1, 512, 8))
+    v = jnp.asarray(v, jnp.bfloat16)
+    given = jnp.asarray(scores, jnp.float32), v, jnp.ones((1, 512), bool), None
+    found = DisentangledAttention._mix(SimpleNamespace(rate=0.0), *given)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    exact = weights / weights.sum(-1, keepdims=True) @ np.asarray(v, np.float64)
+    assert found.dtype == jnp.bfloat16
+    assert rms(np.asarray(found, np.float64) - exact) < 2**-8 * rms(exact)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

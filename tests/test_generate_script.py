@@ -256,7 +256,7 @@ def test_a_vocabulary_larger_than_the_model(pieces):
 
 
 def test_an_encoder_writes_nothing():
-    with pytest.raises(cfg.ConfigError, match="runs/m is a deberta, an encoder .* --list"):
+    with pytest.raises(cfg.ConfigError, match=r"runs/m is a deberta, an encoder .* --list"):
         script.check_architecture(Path("runs/m"), cfg.Model(architecture="deberta"))
 
 

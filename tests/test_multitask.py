@@ -154,17 +154,36 @@ def test_shared_heads_share_weights_alone_and_unused_ones_stay(params):
     assert not np.any(np.delete(grads["task_embedding"], 1, axis=0))
 
 
-def test_task_embeddings_are_left_out_per_item_in_training_alone(params, items, whole):
+def test_task_embeddings_are_left_out_per_item():
     same = jnp.arange(64)[:, None] // 2 == jnp.arange(64) // 2
     draw = jax.jit(jax.vmap(lambda key: multitask._kept_items(key, 0.75, same)))
     kept = np.asarray(draw(jax.random.split(jax.random.key(0), 200)))
     assert np.array_equal(kept[:, 0::2], kept[:, 1::2])
     assert abs(kept.mean() - 0.75) < 0.02
-    network = models.build(dataclasses.replace(MODEL, task_embedding_drop=0.5))
+
+
+def row_losses(network, params, batch, key):
+    """[items] losses of a batch: the summed loss is linear in the weights of rows."""
+    there, batch = batch["loss_weights"] > 0, jax.tree.map(jnp.asarray, batch)
+    loss = lambda w: multitask.loss_sums(network, params, {**batch, "loss_weights": w}, key)[0]  # noqa: E731
+    return jax.grad(loss)(batch["loss_weights"])[there]
+
+
+def test_an_item_is_learnt_with_its_task_embedding_or_without(params, items):
+    """Each row has the one loss or the other; a question that lost it for some options alone would have neither."""
+    network = models.build(dataclasses.replace(MODEL, task_embedding_drop=0.25))
+    losses = jax.jit(lambda params, key: row_losses(network, params, batch, key))
     batch = batch_of(items, ROWS)
-    loss = jax.jit(lambda key: multitask.loss_sums(network, params, batch, key)[0])
-    trained = [float(loss(jax.random.key(seed))) for seed in range(3)]
-    assert len({*trained, float(whole[0]["loss"])}) == 4
+    bare = {**params, "task_embedding": np.zeros_like(params["task_embedding"])}
+    within, without = (losses(p, None) for p in (params, bare))
+    assert np.abs(within - without).min() > 1e-4, "the two can be told apart"
+    found = np.stack([losses(params, jax.random.key(seed)) for seed in range(48)])  # [48, items]
+    kept, dropped = (np.isclose(found, x, rtol=1e-5, atol=1e-5) for x in (within, without))
+    assert np.array_equal(kept, ~dropped)
+    assert abs(kept.mean() - 0.75) < 0.1
+    assert kept.any(0).all()
+    assert dropped.any(0).all()
+    assert (kept.any(1) & dropped.any(1)).sum() > 24, "items of one batch are drawn for themselves"
 
 
 def test_nothing_is_dropped_without_a_key(items):

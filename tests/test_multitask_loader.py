@@ -14,6 +14,7 @@ from t0jax import config
 from t0jax.data import loader as loader_lib
 from t0jax.data.reading import ReadError
 from t0jax.data.rows import DataUnavailable
+from t0jax.data.shares import find_shares
 from t0jax.data.structured import assembly, items
 from t0jax.data.structured import loader as multitask
 from t0jax.data.structured.pieces import PairPieces
@@ -32,6 +33,8 @@ DATA = config.Data(
 MIXTURES = {
     "mt_all": ("topics", "questions", "tagged"),
     "mt_some": ("topics", "ghosts"),
+    "mt_kept": ("only_news", "questions"),
+    "mt_torn": ("topics", "hollow", "torn"),
     "mt_bad": ("badly",),
     "mt_worse": ("topics", "badly", "mute", "early", "ghosts"),
 }
@@ -56,7 +59,12 @@ def data(tmp_path_factory):
     write_rows(root, "early", "train", [*told[:2], bad, bad])
     write_rows(root, "mute", "train", hidden)
     records = [Topic(), Choices(), Tags()]
-    records += [Topic(dataset=name) for name in ("ghosts", "badly", "mute", "early")]
+    write_rows(root, "hollow", "train", [])
+    write_rows(root, "torn", "train", [])
+    (root / "torn" / "default" / "train.jsonl").write_text("{")
+    others = ("ghosts", "badly", "mute", "early", "hollow", "torn")
+    records += [Topic(dataset=name) for name in others]
+    records.append(Topic(name="only_news", where=_is_news))
     names = [add_task(record).name for record in records]
     for name, tasks in MIXTURES.items():
         sources.add_mixture(name, dict.fromkeys(tasks, 1.0))
@@ -174,7 +182,7 @@ def test_every_row_of_an_epoch_comes_once_and_none_waits_too_long(data, buckets)
             served.append(drawn.place)
             assert drawn.item.length <= placed.length
             waited.append(number - entered.get(drawn.place, number))
-        for place, _ in mixed.state()["waiting"]:
+        for place in mixed.state()["waiting"]:
             entered.setdefault(place, number)
     assert len(set(served)) == len(served)
     assert max(waited) <= assembly.MOST_WAIT
@@ -182,7 +190,7 @@ def test_every_row_of_an_epoch_comes_once_and_none_waits_too_long(data, buckets)
     while after < mixed.state()["next"]:
         found, after = reader.read()
         read += found
-    rest = [place for place, _ in mixed.state()["waiting"]]
+    rest = mixed.state()["waiting"]
     assert sorted([*served, *rest]) == [drawn.place for drawn in read]
     block = stream.order().block(0)  # of 20 epochs and more; places below 2**20 are its draws
     draws = collections.Counter(
@@ -210,12 +218,12 @@ def test_an_epoch_of_a_task_ends_before_its_next_begins(data, only, sizes):
 
 
 def test_short_texts_are_not_padded_to_the_longest(data):
-    def padding(**changes):
-        batches = take(make(data, **changes), 60)
+    def cells_a_token(**changes):
+        batches = take(make(data, batch_size=4, **changes), 240)  # many an epoch
         used = sum(batch["encoder_segment_ids"].sum() for batch in batches)
-        return 1 - used / sum(batch["encoder_segment_ids"].size for batch in batches)
+        return sum(batch["encoder_segment_ids"].size for batch in batches) / used
 
-    assert padding() < 0.8 * padding(length_buckets=())
+    assert cells_a_token() < 0.75 * cells_a_token(length_buckets=())
     lengths = {
         batch["task_ids"].shape + batch["encoder_input_tokens"].shape
         for batch in take(make(data), 60)
@@ -260,6 +268,17 @@ def test_rows_left_out_do_not_thin_a_task(data):
 
 def _is_news(row):
     return row["label"] == 0
+
+
+@pytest.mark.parametrize("changes", [{}, {"num_shots": 12}, {"rate_cap": 20}])
+def test_the_table_of_shares_counts_the_rows_that_are_drawn_from(data, changes):
+    kept = dataclasses.replace(data, mixture="mt_kept", **changes)
+    tasks = multitask.open_tasks(kept)
+    total = sum(task.rate for task in tasks)
+    found = {share.name: (share.rows, share.share) for share in find_shares(kept, "task", True)}
+    assert found == {task.name: (task.length, task.rate / total) for task in tasks}
+    by_data = {share.name: share.rows for share in find_shares(kept, "dataset", True)}
+    assert by_data == {task.rows.spec.name: task.length for task in tasks}
 
 
 def test_few_shots_are_the_same_rows_in_every_epoch(data):
@@ -357,9 +376,12 @@ def test_the_script_lists_tasks_and_what_is_wrong_with_their_rows(data, capsys):
         0,
         [["ghosts", "classification", "?", "?", "?"], ["topics", "classification", "60", "7", "?"]],
     )
+    assert ["only_news", "classification", "30", "4", "?"] in run("list", "mt_kept", "--data")[1]
     status, lines = run("check", "mt_worse", "--available_only")
-    assert (status, lines[0][:2], lines[-1]) == (1, ["badly", str(UNTRIED)], ["4 found"])
-    assert run("check", "mt_all") == (0, [["no row is wrong"]])
+    assert (status, lines[0][:2]) == (1, ["badly", str(UNTRIED)])
+    assert lines[-1][0].endswith(": 4 found")
+    rows = sum(task.length for task in multitask.open_tasks(data))
+    assert run("check", "mt_all") == (0, [[f"{rows} rows of train, tasks: 3: no row is wrong"]])
 
 
 def test_readers_that_single_tasks_do_not_use_are_told(data, caplog):
@@ -377,7 +399,7 @@ def test_a_position_of_other_tasks_is_refused_by_their_names(data):
     with pytest.raises(config.ConfigError, match=r"1 task is changed .*: tagged\. .*or state"):
         make(data).restore(saved)
     saved["stream"] = {**saved["stream"], "structured order": 1, "tasks": "0"}
-    with pytest.raises(config.ConfigError, match="structured order was 1, is 2"):
+    with pytest.raises(config.ConfigError, match="structured order was 1, is 3"):
         make(data).restore(saved)
 
 
@@ -389,6 +411,18 @@ def test_missing_data_is_told_in_one_table(data, caplog):
     rest = dataclasses.replace(data, mixture="mt_some", available_only=True)
     assert [head.task for head in loader_lib.find_heads(rest)] == ["topics"]
     assert make(rest).tasks == ("topics",)
+
+
+def test_a_broken_or_empty_file_is_one_of_the_table_too(data):
+    torn = dataclasses.replace(data, mixture="mt_torn")
+    reasons = {"hollow": "no rows in ", "torn": "line 1: not JSON"}
+    table = "(?s)2 data sets .*" + ".*".join(f"{k} +1 task +.*{v}" for k, v in reasons.items())
+    with pytest.raises(DataUnavailable, match=table):
+        make(torn)
+    assert make(dataclasses.replace(torn, available_only=True)).tasks == ("topics",)
+    lost = {share.name: share.missing for share in find_shares(torn, "task", True)}
+    assert [name for name, reason in lost.items() if not reason] == ["topics"]
+    assert all(reason in lost[name] for name, reason in reasons.items())
 
 
 def test_a_task_id_is_taken_once(data):

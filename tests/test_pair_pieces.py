@@ -88,9 +88,10 @@ def test_a_pair_never_outgrows_its_room():
 def test_words_are_aligned_as_transformers_aligns_them(pieces, theirs):
     words = ["Zürich", "isn't", "", "12.5%", "unbelievably", " ", "big", "."]
     for length in (64, 20, 9, 4, 2):
-        ids, first, word_of_token = pieces.words(words, length)
+        ids, first, word_of_token, lost = pieces.words(words, length)
         expected = theirs(words, is_split_into_words=True, max_length=length, truncation=True)
         assert ids == expected["input_ids"]
+        assert len(ids) + lost == len(theirs(words, is_split_into_words=True)["input_ids"])
         assert word_of_token == [-1 if word is None else word for word in expected.word_ids()]
         for word, place in enumerate(first):
             found = [i for i, of in enumerate(word_of_token) if of == word]
@@ -157,6 +158,11 @@ def test_what_was_cut_is_known(pieces):
     assert (fits.cut, cut.cut, cut.length) == (False, True, 20)
     words = Example((), (0,) * 30, ("film",) * 30)
     assert [encode_items([words], pieces, n)[0].cut for n in (500, 10)] == [False, True]
+    for last in ("unbelievably", " "):  # it may lose its end alone; a blank one has nothing to lose
+        ending = Example((), (0, 0), ("film", last))
+        whole = encode_items([ending], pieces, 500)[0].length
+        found = [encode_items([ending], pieces, whole + more)[0].cut for more in (-1, 0, 1)]
+        assert found == [True, False, False]
     unlabelled = Example((), (-1, -1, 1), ("unbelievably", "unbelievably", "Rome"))
     item = encode_items([unlabelled], pieces, 4)
     assert rows_to_batch([(2, item[0], (0,))], HEADS, 1, 4)["loss_weights"].tolist() == [0]

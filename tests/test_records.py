@@ -1,5 +1,6 @@
 """Structured records: rows to examples, options in a seeded order, and errors that name the task and the row."""
 
+import dataclasses
 import json
 import math
 import os
@@ -253,11 +254,28 @@ def _not_the_first(row):
     return row["text"] != "row 0"
 
 
+@pytest.mark.parametrize("label", [-1, -1.0, "-1", "", None, math.nan])
+def test_a_label_that_is_not_told_is_none_however_it_is_written(label):
+    row = {**ROW, "label": label, "right": label}
+    stsb = Classification(dataset="pairs", sentence1="text", scale=(0, 5))
+    records = (Topic(), Topic(multilabel=True, label=_in_a_list), stsb, Choices())
+    assert [record.example(row) for record in records] == [None] * 4
+    signed = dataclasses.replace(stsb, scale=(-1, 1)).example(row)
+    assert (signed and signed.label) == (-1 if label in (-1, "-1") else None)
+    words = TokenClassification(dataset="d", tokens="t", tags="g", labels=("a", "b"))
+    if label not in ("", "-1"):
+        assert words.example({"t": ["x", "y"], "g": [label, 1.0]}).label == (-1, 1)
+
+
+def _in_a_list(row):
+    return [0, row["label"]]
+
+
 def test_a_number_that_is_none_is_no_label():
     near = Classification(dataset="pairs", sentence1="text", scale=(-1, 1))
     assert near.example({**ROW, "label": -1}).label == -1
-    with pytest.raises(RecordError, match="label nan is outside"):
-        near.example({**ROW, "label": math.nan})
+    with pytest.raises(RecordError, match="label inf is outside"):
+        near.example({**ROW, "label": math.inf})
     assert MultipleChoice(
         dataset="d", inputs=constant(""), choices=("text", "other"), label=0
     ).example(ROW).texts == (("", "a b"), ("", "c"))

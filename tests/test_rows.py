@@ -291,7 +291,11 @@ def test_renamed_columns_and_recoded_labels(tmp_path):
     [
         ("train.jsonl", '{"a": 1}\n{"a": \n', r"train.jsonl, line 2: not JSON"),
         ("train.jsonl", "[1, 2]\n", r"line 1: not an object but list"),
-        ("train.jsonl", '{"a": 1}\n{"a": "x"}\n', r"types do not agree"),
+        (
+            "train.jsonl",
+            '{"b": 0, "a": 1}\n{"b": 0, "a": "x"}\n',
+            r"jsonl, column 'a': .* types do not agree",
+        ),
         ("train.jsonl", '{"a": 99999999999999999999}\n', r"types do not agree"),
         ("train.jsonl", "", "no rows"),
         ("train.parquet", "PAR", "not a readable parquet file"),

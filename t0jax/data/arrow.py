@@ -167,19 +167,28 @@ class _WiderSchema(Exception):
 
 def _json_batches(path: Path, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     for chunk in _json_chunks(path):
+        names = {name: None for row in chunk for name in row}
         try:
-            found = pa.Table.from_pylist(chunk).schema
-            names = {
-                name: None for row in chunk for name in row
-            }  # from_pylist looks at the first row's alone
+            found = pa.Table.from_pylist(chunk).schema  # which looks at the first row's names alone
             if len(names) > len(found):
                 found = pa.Table.from_pylist([{**names, **row} for row in chunk]).schema
             wide = pa.unify_schemas([schema, found], promote_options="permissive")
         except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
-            raise DataError(f"{path}: the rows' types do not agree: {error}") from error
+            column = next((f", column {n!r}" for n in names if not _agrees(chunk, n)), "")
+            raise DataError(
+                f"{path}{column}: the rows' types do not agree: {error}; give every row of a column one type"
+            ) from error
         if wide != schema:
             raise _WiderSchema(wide)
         yield from pa.Table.from_pylist(chunk, schema=schema).combine_chunks().to_batches()
+
+
+def _agrees(chunk: list[dict[str, Any]], column: str) -> bool:
+    try:
+        pa.array([row.get(column) for row in chunk])
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
+        return False
+    return True
 
 
 def _json_chunks(path: Path) -> Iterator[list[dict[str, Any]]]:

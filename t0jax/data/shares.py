@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from t0jax import config
 from t0jax.data.registry import find_tasks
-from t0jax.data.rows import DataUnavailable
+from t0jax.data.rows import DataError, DataUnavailable
 from t0jax.data.templates import TemplateError, find_template, prompts_dir
 
 MILLION = 1_000_000
@@ -22,7 +22,7 @@ class Share:
       tasks: how many tasks.
       rate: the sum of their mixing rates.
       share: of all examples, 0 to 1.
-      rows: examples of the data set, where they were counted.
+      rows: rows of the data set that are drawn from (those its record keeps), where they were counted.
       missing: why its data cannot be had, where that was found out; then it has no share.
       split: of a task that was opened: the split's name in the data.
       data: the data set, of a task too.
@@ -49,11 +49,12 @@ def find_shares(
     """The shares of `data.mixture`, the largest first.
 
     Args:
-      data: its `mixture`, `modules`, `split` and `rates` are used; `rates: rows` opens the data.
+      data: its `mixture`, `modules`, `split`, `rates` and `num_shots` are used; `rates: rows` opens the data.
       count: open the data of every task, count its rows, and leave out of the shares what cannot be had.
 
     Raises:
       config.ConfigError: no such mixture; a task's rows cannot be counted.
+      RecordError: a record keeps no row, or cannot tell which.
     """
     rates = find_tasks(data)
     from t0jax.data import sources
@@ -95,9 +96,9 @@ def _task(name: str, rate: float, source: Any, data: config.Data, opened: bool) 
         )
     try:
         rows = source.rows(data.split)
-        count = len(rows)
-    except DataUnavailable as error:
-        return Share(name, 1, rate, 0.0, None, error.reason)
+        count = rows.training_rows(data.num_shots) if hasattr(rows, "training_rows") else len(rows)
+    except (DataUnavailable, DataError) as error:
+        return Share(name, 1, rate, 0.0, None, getattr(error, "reason", str(error)))
     except TemplateError as error:
         raise config.ConfigError(f"task {name!r}: {error}") from error
     return Share(name, 1, weight(data, rate, count), 0.0, count, split=rows.split)
@@ -106,7 +107,9 @@ def _task(name: str, rate: float, source: Any, data: config.Data, opened: bool) 
 def _together(name: str, tasks: Sequence[Share], total: float) -> Share:
     there = [task for task in tasks if not task.missing]
     rate = math.fsum(task.rate for task in there)
-    rows = {task.split: task.rows for task in there if task.rows}  # tasks of a split share its rows
+    rows: dict[str, int] = {}  # tasks of a split share its rows, as far as both keep them
+    for task in there:
+        rows[task.split] = max(rows.get(task.split, 0), task.rows or 0)
     missing = "" if there else tasks[0].missing
     share = rate / total if total else 0.0
     return Share(

@@ -27,6 +27,7 @@ CARDS = (
     *(f"glue/{name}" for name in ("mnli", "qnli", "rte", "wnli", "mrpc", "qqp", "stsb", "cola")),
     *(f"super_glue/{name}" for name in ("boolq", "copa", "wic", "multirc")),
     *("snli", "hans", "hlgd", "zero-shot-label-nli", "poem_sentiment", "go_emotions/simplified"),
+    "fever-evidence-related/mwong--fever-related",
     *("hate_speech_offensive", "hate_speech18", "tweets_hate_speech_detection"),
     *("ade_corpus_v2/Ade_corpus_v2_classification", "trec", "trec/coarse"),
     *("jnlpba/jnlpba", "acronym_identification", "imdb"),

@@ -58,7 +58,7 @@ vitaminc = Classification(
 )  # fmt: skip
 fever = Classification(
     dataset=hub("mwong/fever-evidence-related"), name="fever-evidence-related/mwong--fever-related",
-    sentence1="claim", sentence2="evidence", label="labels", labels=("unrelated", "related"),
+    sentence1="claim", sentence2="evidence", label="labels", labels=("not_related", "related"),
     splits=("train", "valid", "test"),
 )  # fmt: skip
 conj_nli = Classification(

@@ -3,6 +3,7 @@
 from t0jax.data.structured.records import MultipleChoice
 from tasks.tasksource_fields import (
     GOLD_FIRST,
+    NO_TEST,
     NO_VALIDATION,
     TRAIN_ONLY,
     chosen_answer,
@@ -32,7 +33,7 @@ synthetic_instruct = MultipleChoice(
 )  # fmt: skip
 oasst = MultipleChoice(
     dataset=hub("tasksource/oasst2_pairwise_rlhf_reward"), inputs="prompt", choices=("chosen", "rejected"), label=0,
-    splits=("train", "validation", None), differs=GOLD_FIRST,
+    splits=NO_TEST,
 )  # fmt: skip
 shp = MultipleChoice(
     dataset=hub("stanfordnlp/SHP"), inputs="history", choices=("human_ref_A", "human_ref_B"), label=other_of_two,

@@ -15,13 +15,16 @@ from tasks.tasksource_fields import (
 )
 
 STARS = tuple(f"{n} star{'s' * (n > 1)}" for n in range(1, 6))
+SAME_REVIEWS = "about half of the sentences it is scored on are in {0}'s training split: leave {0} out to score it"
 
 sst2 = Classification(
-    dataset=find_spec("glue", "sst2"), sentence1="sentence", labels=POLARITY, splits=NO_TEST, differs=GLUE_DEV
+    dataset=find_spec("glue", "sst2"), sentence1="sentence", labels=POLARITY, splits=NO_TEST,
+    differs=f"{GLUE_DEV}; {SAME_REVIEWS.format('rotten_tomatoes')}",
 )  # fmt: skip
 rotten_tomatoes = Classification(
-    dataset=find_spec("rotten_tomatoes", None), sentence1="text", labels=("neg", "pos")
-)
+    dataset=find_spec("rotten_tomatoes", None), sentence1="text", labels=("neg", "pos"),
+    differs=SAME_REVIEWS.format("glue/sst2"),
+)  # fmt: skip
 imdb = Classification(
     dataset=find_spec("imdb", None), sentence1="text", labels=("neg", "pos"), splits=NO_VALIDATION
 )

@@ -38,7 +38,7 @@ SIZES = {
     "hh-rlhf/harmless-base": 42_537, "SHP": 348_718, "conll2003/ner_tags": 14_041, "conll2003/chunk_tags": 14_041,
     "conll2003/pos_tags": 14_041, "conll2000": 8_937, "wnut_17/wnut_17": 3_394, "ncbi_disease/ncbi_disease": 5_433,
     "fever-evidence-related/mwong--fever-related": 403_218, "conj_nli": 15_000, "breaking_nli": 8_193,
-    "recast_white/fnplus": 155_000, "recast_white/sprl": 155_000, "recast_white/dpr": 3_660,
+    "mpe": 8_000, "recast_white/fnplus": 155_000, "recast_white/sprl": 155_000, "recast_white/dpr": 3_660,
     "Sarcasm_News_Headline": 25_700, "toxic-chat/toxicity": 5_080, "toxic-chat/jailbreaking": 5_080,
     "prompt-injections": 546, "cloth": 76_850, "oasst2_pairwise_rlhf_reward": 26_971,
     "synthetic-instruct-gptj-pairwise": 33_143,

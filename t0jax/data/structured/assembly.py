@@ -1,21 +1,33 @@
 """Putting items together into batches of fixed shape: which items, how long the rows, which micro-batch.
 
 `Mixed`: items of any tasks, in the stream's order as far as lengths allow. Each waits in its length's bucket until one
-of the buckets fills a batch; an item that has waited for `MOST_WAIT` batches calls its bucket, and shorter items ride
-along. `SingleTask`: every micro-batch holds items of one task, drawn by the tasks' rates, and nothing waits.
+of the buckets fills a batch; an item that has waited for long (`patience`) rides in the next batch, whatever the
+length of the others. `SingleTask`: every micro-batch holds items of one task, drawn by the tasks' rates; nothing waits.
 
 Row r belongs to micro-batch r % parts, and the rows of an item all lie in one.
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from t0jax.data.mixing import MixtureOrder
-from t0jax.data.structured.items import ChunkReader, Drawn, ItemStream, Place, Readers, read_again
+from t0jax.data.structured.items import (
+    ChunkReader,
+    Drawn,
+    ItemStream,
+    Place,
+    Readers,
+    draw_number,
+    read_again,
+)
 
 MOST_WAIT = 64
-"""Batches after which an item that waits for others of its length calls its bucket."""
+"""Batches whose rows are the most draws that an item waits for others of its length."""
+
+_WAITS_AN_EPOCH = 2
+"""Of little data an item waits for no more than half an epoch."""
 
 _LOOKED_AT = 32  # rows that tell how many options a task's questions have
 
@@ -42,6 +54,21 @@ class Placed:
 
     items: tuple[tuple[Drawn, tuple[int, ...]], ...]
     length: int
+
+    @classmethod
+    def of(cls, layout: Layout, items: Sequence[tuple[Drawn, tuple[int, ...]]]) -> "Placed":
+        """With rows as long as the items need."""
+        bucket = max(layout.bucket(one.item.length) for one, _ in items)
+        return cls(tuple(items), layout.lengths[bucket])
+
+
+def patience(stream: ItemStream, layout: Layout) -> int:
+    """Draws after which an item that waits for others of its length goes before them.
+
+    At most half an epoch: so after the steps of k epochs every row was trained on k times, give or take one.
+    """
+    epoch = sum(stream.tasks[number].length for number in stream.numbers())
+    return min(MOST_WAIT * layout.rows, epoch // _WAITS_AN_EPOCH)
 
 
 class _Bins:
@@ -77,72 +104,84 @@ class _Bins:
 
 
 class Mixed:
-    """Batches of a mixture's stream; every item of the stream is in exactly one."""
+    """Batches of a mixture's stream; every item of the stream is in exactly one.
+
+    No more is read ahead than fills a batch of every length and a chunk of draws. Where an item is one row, none is in
+    a batch while another waits that stands `patience` draws or more before it; questions may be a batch later.
+    """
 
     def __init__(self, stream: ItemStream, layout: Layout, open_source: OpenSource, state: Any):
         """`state` is one that `state` gave, or None for the start."""
         self._layout = layout
+        self._patience = patience(stream, layout)
         self._next: Place = state["next"] if state else 0
-        self._number: int = state["batches"] if state else 0
         self._source = open_source(stream, self._next)
-        self._waiting: list[list[tuple[int, Drawn]]] = [[] for _ in layout.lengths]
-        """By bucket: the batch it has waited since, and the item; the oldest first."""
-        since = dict(state["waiting"]) if state else {}
-        for drawn in read_again(stream, list(since)):
-            self._wait(since[drawn.place], drawn)
+        self._waiting: list[list[Drawn]] = [[] for _ in layout.lengths]
+        """By bucket, in the stream's order."""
+        self._rows = [0] * len(layout.lengths)
+        """By bucket: rows of the items that wait."""
+        self._wait(read_again(stream, state["waiting"]) if state else ())
 
     def state(self) -> dict[str, Any]:
-        """Where the stream goes on, the batches so far, and [place, batch] of every item that waits."""
-        waiting = [[one.place, since] for bucket in self._waiting for since, one in bucket]
-        return {"next": self._next, "batches": self._number, "waiting": sorted(waiting)}
+        """Where the stream goes on, and the places of the items that wait."""
+        return {"next": self._next, "waiting": sorted(one.place for one in self._all_waiting())}
 
     def next(self) -> Placed:
         """The next batch."""
-        called = self._called()
-        while (bucket := self._ready(called)) is None:
+        while (fullest := self._fullest()) is None:
             found, self._next = self._source.read()
-            for drawn in found:
-                self._wait(self._number, drawn)
-        placed = self._take(bucket)
-        self._number += 1
-        return placed
+            self._wait(found)
+        return self._take(fullest)
 
     def close(self) -> None:
         self._source.close()
 
-    def _wait(self, since: int, drawn: Drawn) -> None:
-        self._waiting[self._layout.bucket(drawn.item.length)].append((since, drawn))
+    def _all_waiting(self) -> Iterator[Drawn]:
+        return itertools.chain.from_iterable(self._waiting)
 
-    def _called(self) -> int | None:
-        """The bucket of the item that has waited too long."""
-        oldest = [
-            (waiting[0][0], bucket) for bucket, waiting in enumerate(self._waiting) if waiting
-        ]
-        since, bucket = min(oldest, default=(self._number, 0))
-        return bucket if self._number - since >= MOST_WAIT else None
+    def _wait(self, found: Iterable[Drawn]) -> None:
+        for drawn in found:
+            bucket = self._layout.bucket(drawn.item.length)
+            self._waiting[bucket].append(drawn)
+            self._rows[bucket] += len(drawn.item.rows)
 
-    def _ready(self, called: int | None) -> int | None:
-        """The bucket called, once it and the shorter ones fill a batch; without one, the fullest that does."""
-        sizes = [[len(one.item.rows) for _, one in waiting] for waiting in self._waiting]
-        if called is None:
-            bucket = max(range(len(sizes)), key=lambda n: sum(sizes[n]))
-            candidates = sizes[bucket]
-        else:
-            bucket, candidates = called, [n for some in sizes[: called + 1] for n in some]
+    def _fullest(self) -> int | None:
+        """The bucket with most rows, once they fill a batch."""
+        bucket = max(range(len(self._rows)), key=self._rows.__getitem__)
+        if self._rows[bucket] < self._layout.rows:
+            return None
         # A few rows more than a batch has leave fewer gaps.
-        spare = self._layout.parts * (max(candidates, default=1) - 1)
-        return bucket if sum(candidates) >= self._layout.rows + spare else None
+        widest = max(len(one.item.rows) for one in self._waiting[bucket])
+        spare = self._layout.parts * (widest - 1)
+        return bucket if self._rows[bucket] >= self._layout.rows + spare else None
 
-    def _take(self, bucket: int) -> Placed:
-        """Items of a bucket, the oldest first, then of shorter ones where rows are left."""
-        bins, items = _Bins(self._layout), []
+    def _take(self, fullest: int) -> Placed:
+        """Items that have waited too long, the oldest first, then those of the bucket, then shorter ones.
+
+        The bucket is the fullest, or that of a longer item that has waited too long: it needs the shorter ones, where
+        a shorter item rides in any batch.
+        """
+        bins = _Bins(self._layout)
+        items = list(bins.fill(self._overdue()))
+        bucket = max([fullest, *(self._layout.bucket(one.item.length) for one, _ in items)])
+        gone = {one.place for one, _ in items}
         for number in range(bucket, -1, -1):
-            waiting = self._waiting[number]
-            taken = list(bins.fill(one for _, one in waiting))
-            gone = {one.place for one, _ in taken}
-            self._waiting[number] = [entry for entry in waiting if entry[1].place not in gone]
-            items += taken
-        return Placed(tuple(items), self._layout.lengths[bucket])
+            left = (one for one in self._waiting[number] if one.place not in gone)
+            items += bins.fill(left)
+        self._remove(one for one, _ in items)
+        return Placed.of(self._layout, items)
+
+    def _overdue(self) -> list[Drawn]:
+        """Items that have waited for `patience` draws, the oldest first."""
+        last = draw_number(self._next) - self._patience
+        overdue = (one for one in self._all_waiting() if draw_number(one.place) <= last)
+        return sorted(overdue, key=lambda one: one.place)
+
+    def _remove(self, items: Iterable[Drawn]) -> None:
+        gone = {one.place for one in items}
+        for number, waiting in enumerate(self._waiting):
+            self._waiting[number] = [one for one in waiting if one.place not in gone]
+            self._rows[number] = sum(len(one.item.rows) for one in self._waiting[number])
 
 
 class SingleTask:
@@ -172,8 +211,7 @@ class SingleTask:
         items = []
         for part in range(self._layout.parts):
             items += self._take(self._draw_task(), part)
-        longest = max(one.item.length for one, _ in items)
-        return Placed(tuple(items), self._layout.lengths[self._layout.bucket(longest)])
+        return Placed.of(self._layout, items)
 
     def close(self) -> None:
         for source in self._sources.values():

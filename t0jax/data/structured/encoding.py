@@ -88,11 +88,9 @@ def _pairs(
 
 
 def _words(example: Example, pieces: PairPieces, max_length: int) -> Item:
-    ids, first, word_of_token = pieces.words(example.words, max_length)
-    # Blank words have no token either: only a row that is full can have lost some.
-    cut = len(ids) == max_length and -1 in first
+    ids, first, word_of_token, lost = pieces.words(example.words, max_length)
     row = np.array(ids, np.int32)
-    return Item((row,), example.label, tuple(first), tuple(word_of_token), cut)
+    return Item((row,), example.label, tuple(first), tuple(word_of_token), lost > 0)
 
 
 # ------------------------------------------------------------------------------------------- batches

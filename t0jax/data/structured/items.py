@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from t0jax import config
-from t0jax.data.mixing import Draws, MixtureOrder
+from t0jax.data.mixing import BLOCK, Draws, MixtureOrder
 from t0jax.data.reading import ReaderProcess, ReadError
 from t0jax.data.structured.encoding import Item, encode_items
 from t0jax.data.structured.pieces import PairPieces
@@ -26,6 +26,11 @@ _AHEAD = 8
 
 Place = int
 """Of a draw: its block and its number in it."""
+
+
+def draw_number(place: Place) -> int:
+    """How many draws of its stream stand before a place, give or take one a task: blocks are of about one size."""
+    return (place >> _BLOCK_BITS) * BLOCK + (place & ((1 << _BLOCK_BITS) - 1))
 
 
 def lists_all(data: config.Data) -> str:

@@ -19,7 +19,7 @@ from t0jax.data.iterators import GO_BACK, Loader, differences, digest
 from t0jax.data.missing import report
 from t0jax.data.reading import Batch
 from t0jax.data.registry import find_tasks
-from t0jax.data.rows import DataUnavailable
+from t0jax.data.rows import DataError, DataUnavailable
 from t0jax.data.shares import weight
 from t0jax.data.structured.assembly import Layout, Mixed, Placed, SingleTask, Source
 from t0jax.data.structured.encoding import rows_to_batch
@@ -39,7 +39,7 @@ from t0jax.data.structured.rows import StructuredRows
 
 log = logging.getLogger("t0jax")
 
-ORDER_VERSION = 2
+ORDER_VERSION = 3
 """Raised with every change of the code after which the same settings give other batches."""
 
 PROBED = 50
@@ -244,7 +244,8 @@ def open_tasks(data: config.Data) -> list[StructuredTask]:
     """The tasks of `data.mixture` with their training data opened and a few rows read, sorted by id.
 
     Raises:
-      DataUnavailable: some data sets cannot be had (unless `data.available_only`); the text is a table of all.
+      DataUnavailable: some data sets cannot be had, or their files are broken or empty (unless `data.available_only`);
+        the text is a table of all.
       config.ConfigError: none can.
       RecordError: a record reads a column that is not there, a row that was tried is wrong, or none gives an example.
     """
@@ -271,10 +272,15 @@ def _sources(names: Iterable[str]) -> Iterator[tuple[str, Any]]:
 
 
 def _open_rows(source: Any, data: config.Data) -> StructuredRows:
+    """Raises DataUnavailable, for files that are there but broken or empty too, and RecordError."""
     rows = source.rows(
         data.split, local_dir=data.local_dir, seed=data.seed, max_choices=data.max_choices
-    ).open()
-    if not len(rows):
+    )
+    try:
+        rows.open()
+    except DataError as error:
+        raise DataUnavailable(rows.spec.name, str(error)) from error
+    if not len(rows):  # of a part of a split
         raise DataUnavailable(rows.spec.name, f"split {data.split!r} is empty")
     return rows
 
@@ -288,11 +294,13 @@ def _told_together(wrong: Sequence[RecordError], data: config.Data) -> RecordErr
     return RecordError(first.task, first.row, f"{first.reason}{also}; {lists_all(data)}")
 
 
-def check_rows(data: config.Data) -> Iterator[tuple[str, int | None, str]]:
+def check_rows(
+    data: config.Data, read: dict[str, int] | None = None
+) -> Iterator[tuple[str, int | None, str]]:
     """(task, row in the data, what is wrong) of all that stops training on `data.mixture`; reads every row.
 
     The row is None for what holds of the whole task. Tasks whose data cannot be had are told too, unless
-    `data.available_only`.
+    `data.available_only`. `read` is filled with the number of rows of every task that was read.
 
     Raises:
       config.ConfigError: no such mixture.
@@ -308,6 +316,8 @@ def check_rows(data: config.Data) -> Iterator[tuple[str, int | None, str]]:
             yield task, None, getattr(error, "reason", str(error))
         else:
             yield from ((task, row, reason) for row, reason in _check_task(rows))
+            if read is not None:
+                read[task] = len(rows)
 
 
 def _check_task(rows: StructuredRows) -> Iterator[tuple[int | None, str]]:

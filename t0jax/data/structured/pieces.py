@@ -79,22 +79,23 @@ class PairPieces:
 
     def words(
         self, words: Sequence[str], max_length: int
-    ) -> tuple[list[int], list[int], list[int]]:
+    ) -> tuple[list[int], list[int], list[int], int]:
         """[CLS] words [SEP] of at most `max_length` ids, each word encoded by itself.
 
         Returns:
           ids; the position of every word's first token, -1 of a word without one (cut off, or blank); the number of
-          every token's word, -1 of control pieces.
+          every token's word, -1 of control pieces; how many of the words' tokens were cut off.
         """
         tokens = self.encode_batch(list(words))
         numbers = [[i] * len(ids) for i, ids in enumerate(tokens)]
         room = max(0, max_length - 2)
-        body = list(itertools.chain.from_iterable(tokens))[:room]
+        whole = list(itertools.chain.from_iterable(tokens))
+        body = whole[:room]
         word_of_token = [-1, *list(itertools.chain.from_iterable(numbers))[:room], -1]
         first = [-1] * len(words)
         for place in range(len(body), 0, -1):
             first[word_of_token[place]] = place
-        return [CLS_ID, *body, SEP_ID], first, word_of_token
+        return [CLS_ID, *body, SEP_ID], first, word_of_token, len(whole) - len(body)
 
     @functools.cached_property
     def _processor(self) -> "sentencepiece.SentencePieceProcessor":

@@ -5,7 +5,7 @@
                             choices=("answer0", "answer1", "answer2", "answer3"))
 
 `Record.example(row)` reads a row. A row that cannot be read is an error that names the task, the row, the value and a
-way out; a row whose label the data set does not tell (-1, "", None) gives none.
+way out; a row whose label the data set does not tell (-1 or -1.0, "", None, NaN) gives none.
 """
 
 import dataclasses
@@ -376,7 +376,9 @@ class TokenClassification(Record):
 
 
 def _hidden(value: Any) -> bool:
-    return value is None or (isinstance(value, int | str) and value in HIDDEN)
+    """Whether a label is not told; NaN is what a column of floats has in place of None."""
+    missing = value is None or (isinstance(value, float) and math.isnan(value))
+    return missing or (isinstance(value, int | float | str) and value in HIDDEN)
 
 
 def _number_of(value: Any, names: tuple[str, ...]) -> int | None:
@@ -394,7 +396,7 @@ def _number_of(value: Any, names: tuple[str, ...]) -> int | None:
 
 
 def _on_scale(value: Any, scale: tuple[float, float]) -> float | None:
-    if value == "" or value is None or (scale[0] > -1 and _hidden(value)):
+    if _hidden(value) and (scale[0] > -1 or value not in (-1, "-1")):
         return None
     try:
         number = float(value)
