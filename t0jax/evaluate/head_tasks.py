@@ -133,7 +133,7 @@ def find_head_tasks(
 
 def _declares(record: Record, split: str) -> bool:
     """Whether a record has one of some splits, with commas between."""
-    declared = dict(zip(SPLITS, record.splits, strict=True))
+    declared: dict[str, str | None] = dict(zip(SPLITS, record.splits, strict=True))
     return any(declared.get(name) for name in _names(split))
 
 
