@@ -138,7 +138,9 @@ def compare(tasks, pieces, step, folder, longest=LONGEST):
     return rows, len(counted), worst
 
 
-@pytest.mark.parametrize("view", ["direct", "channel", "flipped"])
+@pytest.mark.parametrize(
+    "view", ["direct", pytest.param("channel", marks=pytest.mark.slow), "flipped"]
+)
 def test_scores_are_those_of_a_torch_loop_over_the_strings(release, pieces, view, tmp_path):
     tasks = all_tasks(release, view)[::3]
     rows, scored, worst = compare(tasks, pieces, 101, tmp_path / "hf", SHORT)

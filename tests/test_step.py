@@ -96,7 +96,9 @@ def contrasted_one_device():
     return on_one_device(settings(**UNLIKELIHOOD), CONTRASTED)
 
 
-@pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 8, 1), (2, 2, 2)])
+@pytest.mark.parametrize(
+    "sizes", [pytest.param((8, 1, 1), marks=pytest.mark.slow), (1, 8, 1), (2, 2, 2)]
+)
 def test_eight_devices_equal_one(one_device, sizes):
     reports, state = train_steps(settings(mesh=config.Mesh(*sizes)), BATCHES)
     for mine, theirs in zip(reports, one_device[0], strict=True):
@@ -147,7 +149,14 @@ def test_dropout_follows_the_seed_and_the_step():
     assert first[0]["loss"] != first[1]["loss"]
 
 
-@pytest.mark.parametrize(("sizes", "parts"), [((8, 1, 1), 1), ((2, 2, 2), 1), ((2, 2, 2), 4)])
+@pytest.mark.parametrize(
+    ("sizes", "parts"),
+    [
+        pytest.param((8, 1, 1), 1, marks=pytest.mark.slow),
+        pytest.param((2, 2, 2), 1, marks=pytest.mark.slow),
+        ((2, 2, 2), 4),
+    ],
+)
 def test_unlikelihood_does_not_depend_on_devices_or_micro_batches(
     contrasted_one_device, sizes, parts
 ):

@@ -71,6 +71,7 @@ def whole(settings):
     return settings.train.output_dir, train.run(settings)
 
 
+@pytest.mark.slow
 def test_what_may_last_is_told_as_it_begins(settings, tmp_path, monkeypatch):
     said = []
     for module in (train, loop):

@@ -198,13 +198,15 @@ def test_a_row_without_any_token_is_finite():
     assert_close((full_loss, full_grads), (loss, grads), 1e-5)
 
 
-@pytest.mark.parametrize("key", [None, 3], ids=["no dropout", "dropout"])
+@pytest.mark.parametrize(
+    "key", [pytest.param(None, marks=pytest.mark.slow), 3], ids=["no dropout", "dropout"]
+)
 @pytest.mark.parametrize(
     "changes",
     [
         {"scan_layers": False},
         {"remat": "dots"},
-        {"remat": "full"},
+        pytest.param({"remat": "full"}, marks=pytest.mark.slow),
         {"scan_layers": False, "remat": "full"},
     ],
     ids=str,
