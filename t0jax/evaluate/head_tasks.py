@@ -119,7 +119,7 @@ def find_head_tasks(
     for name, source in all_sources(mixture, data):
         if not isinstance(source, StructuredSource):
             raise EvaluationError(
-                f"task {name!r} is not structured (its source is a {type(source).__name__}), so no head answers it; "
+                f"task {name!r} is not structured, so no head answers it; "
                 "score prompts with a T5 and evaluate.method rank or generate"
             )
         record = source.record

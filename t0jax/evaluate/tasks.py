@@ -158,8 +158,9 @@ def find_sources(mixture: str, data: config_lib.Data) -> Iterator[tuple[str, Any
     for name, source in all_sources(mixture, data):
         if not isinstance(source, sources.PromptSource):
             raise EvaluationError(
-                f"task {name!r} is not made from a prompt (its source is a {type(source).__name__}), so "
-                "its choices are not known; score tasks added with t0jax.data.sources"
+                f"task {name!r} is not made from a prompt, so its choices are not known to a model of text; a "
+                "structured task is answered by an encoder with heads, or as text through tasks.tasksource_instruct; "
+                "prompts are added with t0jax.data.sources"
             )
         yield name, source
 
