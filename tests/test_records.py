@@ -13,8 +13,10 @@ from functools import partial
 import pytest
 from structured_data import Choices, Tags, Topic
 
+from t0jax.config import Data
 from t0jax.config.heads import head_group
 from t0jax.data.rows import DatasetSpec, DataUnavailable
+from t0jax.data.structured import items
 from t0jax.data.structured.fields import constant, described, joined, letter, position
 from t0jax.data.structured.records import (
     Classification,
@@ -97,6 +99,15 @@ def test_too_many_options_are_cut_down_to_others_but_the_right_one():
     assert all(150 < kept[wrong] < 250 for wrong in "xyuv")
     in_order = Choices().example(ROW, None, max_choices=2)
     assert [option for _, option in in_order.texts] == ["x", "z"]
+
+
+def test_the_way_to_all_wrong_rows_is_one_that_works():
+    """A record that no module has cannot be named on a command line."""
+    data = Data(mixture="own", modules=("mine",))
+    assert items.lists_all(data).startswith("`python -m scripts.records check --mixture own --m")
+    told = items.lists_all(dataclasses.replace(data, modules=()))
+    assert told.startswith("register the record in a module (`add_task`)")
+    assert "--module MODULE" in told
 
 
 def test_repeated_options_are_shown_once():
