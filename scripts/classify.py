@@ -74,7 +74,7 @@ def main(argv: Sequence[str]) -> int:
     """Prints the answers; returns 0."""
     path, rest = config.take_model(argv)
     texts, rest = take_texts(rest)
-    settings, options = config.parse(rest, __doc__ or "", **OPTIONS)
+    settings, options = config.parse(rest, __doc__ or "", of_model=True, **OPTIONS)
     if not options.list and not options.task and not options.labels:
         raise ConfigError("nothing is asked: give --task NAME, --labels A,B, or --list")
     if options.labels and options.group:

@@ -34,7 +34,7 @@ READ += ("train.compile_cache", *(f"model.{name}" for name in config.COMPUTE_FIE
 def main(argv: Sequence[str]) -> int:
     """Prints the probe's accuracy as JSON; returns 0."""
     path, rest = config.take_model(argv)
-    settings, options = config.parse(rest, __doc__ or "", **OPTIONS)
+    settings, options = config.parse(rest, __doc__ or "", of_model=True, **OPTIONS)
     config.refuse_unread(rest, READ, f"a probe reads {', '.join(READ)} and its own options")
     named = any(flag.startswith(("--model.", "--config")) for flag in rest)
     from t0jax import checkpoint, probe, processes, sharding, train
