@@ -140,6 +140,7 @@ def test_words_keep_their_tags():
         (Topic(label=_gone), ROW, "no column 'gone'"),
         (Topic(label=_fails), ROW, "failed: ZeroDivisionError"),
         (Topic(multilabel=True), ROW, "label 1 is not a list"),
+        (Choices(), {**ROW, "options": []}, "there are no options; skip such rows"),
         (Choices(), {**ROW, "right": 5}, "the right option is number 5 of 5, counted from 0 on"),
         (Choices(), {**ROW, "right": "C"}, "the right option is 'C', not a number; use `letter`"),
         (Choices(), {**ROW, "options": ["x", " ", "z"]}, r"choice 1 is empty \(' '\)"),
@@ -170,9 +171,9 @@ def test_a_bad_row_is_named_with_its_task_and_what_is_wrong(record, row, reason)
 @pytest.mark.parametrize(
     ("declare", "reason"),
     [
-        (lambda: Topic(labels=("one",)), "1 labels are declared; name them"),
+        (lambda: Topic(labels=("one",)), "1 label is declared; name them"),
         (lambda: Topic(labels=("one", "one")), "name one twice"),
-        (lambda: Topic(labels=("one", "")), "are not all names"),
+        (lambda: Topic(labels=("one", "")), "label 1 is empty"),
         (lambda: Topic(scale=(0, 1)), "a scale leaves no room for labels"),
         (lambda: Topic(labels=(), scale=(1, 1)), "does not rise"),
         (lambda: Topic(splits=("train", "test")), "are not three"),
