@@ -19,7 +19,7 @@ import itertools
 import json
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from t0jax import config
@@ -74,9 +74,13 @@ def main(argv: Sequence[str]) -> int:
     """Prints the answers; returns 0."""
     path, rest = config.take_model(argv)
     texts, rest = take_texts(rest)
-    settings, options = config.parse(rest, __doc__ or "", **OPTIONS)
+    settings, options = config.parse(rest, __doc__ or "", of_model=True, **OPTIONS)
     if not options.list and not options.task and not options.labels:
         raise ConfigError("nothing is asked: give --task NAME, --labels A,B, or --list")
+    if options.labels and options.group:
+        raise ConfigError(
+            "--group is of entities, which zero-shot classification has not; leave it out"
+        )
     named = any(flag.startswith(("--model.", "--config")) for flag in rest)
     from t0jax import processes, sharding, train
     from t0jax.classify import Multitask
@@ -96,7 +100,7 @@ def main(argv: Sequence[str]) -> int:
     if options.list:
         show_tasks(model)
     else:
-        answer(model, options, inputs(texts, options))
+        answer(model, options, texts)
     return 0
 
 
@@ -131,7 +135,16 @@ def show_tasks(model: "Multitask") -> None:
         print(f"{head.task}\t{head.kind}\t{', '.join(head.labels)}")
 
 
-def inputs(texts: Sequence[str], options: Any) -> Iterator[Any]:
+Check = Callable[[Any], Any]
+"""An input -> the same, as it is answered; raises ClassifyError where it cannot be."""
+
+
+def same(given: Any) -> Any:
+    """The input as it stands."""
+    return given
+
+
+def inputs(texts: Sequence[str], options: Any, check: Check = same) -> Iterator[Any]:
     """What is asked, one after the other.
 
     Raises:
@@ -140,22 +153,26 @@ def inputs(texts: Sequence[str], options: Any) -> Iterator[Any]:
     given = [*texts, *map(tuple, options.pair)]
     if given and options.file:
         raise InputError("texts and --file are both given; choose one")
-    yield from given or read_lines(options.file)
+    yield from given or read_lines(options.file, check)
 
 
-def read_lines(file: str) -> Iterator[Any]:
+def read_lines(file: str, check: Check = same) -> Iterator[Any]:
     """A text or JSON input a line of the file, or of standard input."""
     if not file:
         if sys.stdin.isatty():
             print("reading texts from the keyboard, one a line; end with Ctrl-D", file=sys.stderr)
-        yield from parsed(sys.stdin, "standard input")
+        yield from parsed(sys.stdin, "standard input", check)
         return
     with open(file, encoding="utf-8") as source:
-        yield from parsed(source, file)
+        yield from parsed(source, file, check)
 
 
-def parsed(lines: Any, where: str) -> Iterator[Any]:
-    """What each line asks, in the order of the lines; tells of those that may not be what was meant."""
+def parsed(lines: Any, where: str, check: Check = same) -> Iterator[Any]:
+    """What each line asks, in the order of the lines; tells of those that may not be what was meant.
+
+    Raises:
+        InputError: a line that cannot be answered.
+    """
     for number, line in enumerate(lines, start=1):
         line = line.rstrip("\n")
         if not line.strip():
@@ -164,7 +181,11 @@ def parsed(lines: Any, where: str) -> Iterator[Any]:
         found = as_json(line)
         if found is None and AS_JSON.match(line):
             print(f"{where}, line {number} is no JSON: it is read as a text", file=sys.stderr)
-        yield line if found is None else found
+        try:
+            asked = check(line if found is None else found)
+        except UserError as error:
+            raise InputError(f"{where}, line {number}: {error}") from None
+        yield asked
 
 
 AS_JSON = re.compile(r'\{\s*"|\[\s*"')
@@ -182,19 +203,43 @@ def as_json(line: str) -> Any:
     return found
 
 
-def answer(model: "Multitask", options: Any, asked: Iterator[Any]) -> None:
-    """Prints a line of JSON for each input."""
+def answer(model: "Multitask", options: Any, texts: Sequence[str]) -> None:
+    """Prints a line of JSON for each input.
+
+    Raises:
+        InputError: there is none, or one cannot be answered.
+    """
     embedded = False if options.without_task_embedding else None
     if options.labels:
         zero_shot = model.zero_shot(options.task, task_embedding=embedded)
         how = {"hypothesis_template": options.template, "multi_label": options.multi_label}
         run = functools.partial(zero_shot, candidate_labels=options.labels, **how)
+        check: Check = plain
     else:
         classifier = model.classifier(options.task, task_embedding=embedded is None)
         run = functools.partial(classifier, top_k=options.top_k or None, group=options.group)
+        run([])  # options that the task does not take are told before an input is waited for
+        check = classifier.check
+    asked = inputs(texts, options, check)
+    first = next(asked, None)
+    if first is None:
+        raise InputError(f"nothing is asked: {options.file or 'standard input'} has no text")
+    asked = itertools.chain([first], asked)
     while block := list(itertools.islice(asked, BLOCK)):
         for found in run(block):
             print(json.dumps(found, ensure_ascii=False), flush=True)
+
+
+def plain(given: Any) -> str:
+    """The text of an input to zero-shot classification.
+
+    Raises:
+        InputError: it is more than a text.
+    """
+    text = given.get("text") if isinstance(given, dict) and list(given) == ["text"] else given
+    if not isinstance(text, str):
+        raise InputError(f'--labels are asked of a text, or {{"text": ...}}, not of {given!r}')
+    return text
 
 
 if __name__ == "__main__":

@@ -81,12 +81,14 @@ def main(argv: Sequence[str]) -> int:
         return compare(argv)
     path, rest = config.take_model(argv)
     # A mistyped key is answered before JAX starts.
-    given, _ = config.parse(rest, __doc__ or "", **OPTIONS)
+    given, _ = config.parse(rest, __doc__ or "", of_model=True, **OPTIONS)
     from t0jax import processes
     from t0jax.metrics import note
 
     with processes.cluster(given.train.patience), processes.Preemption() as preemption:
-        settings, options = config.parse(rest, __doc__ or "", as_trained(path), **OPTIONS)
+        settings, options = config.parse(
+            rest, __doc__ or "", as_trained(path), of_model=True, **OPTIONS
+        )
         settings = merge(settings, options)
         if not settings.data.eval_mixture:
             raise ConfigError("no tasks to score: give --mixture NAME, e.g. t0_eval_score_eval")

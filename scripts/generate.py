@@ -82,7 +82,7 @@ class Prompt:
 def main(argv: Sequence[str]) -> int:
     """Prints what the model writes; returns 0."""
     path, rest = config.take_model(argv)
-    settings, options = config.parse(rest, __doc__ or "", **OPTIONS)
+    settings, options = config.parse(rest, __doc__ or "", of_model=True, **OPTIONS)
     named = any(flag.startswith(("--model.", "--config")) for flag in rest)
     from t0jax import processes, train
 

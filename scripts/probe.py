@@ -34,7 +34,7 @@ READ += ("train.compile_cache", *(f"model.{name}" for name in config.COMPUTE_FIE
 def main(argv: Sequence[str]) -> int:
     """Prints the probe's accuracy as JSON; returns 0."""
     path, rest = config.take_model(argv)
-    settings, options = config.parse(rest, __doc__ or "", **OPTIONS)
+    settings, options = config.parse(rest, __doc__ or "", of_model=True, **OPTIONS)
     config.refuse_unread(rest, READ, f"a probe reads {', '.join(READ)} and its own options")
     named = any(flag.startswith(("--model.", "--config")) for flag in rest)
     from t0jax import checkpoint, probe, processes, sharding, train
@@ -46,6 +46,7 @@ def main(argv: Sequence[str]) -> int:
     train.set_environment(settings)
     modules = options.module.split(",") if options.module else settings.data.modules
     source = find_source(options.task, modules)
+    probe.check_kind(source.record)
     mesh = sharding.make_mesh(settings.mesh)
     model = checkpoint.load_model(path, mesh, settings.model if named else None)
     if model.network.config.architecture != "deberta":
@@ -75,7 +76,8 @@ def main(argv: Sequence[str]) -> int:
         "gradient": fitted.gradient,
         "steps": fitted.steps,
     }
-    print(json.dumps(found))
+    rounded = {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in found.items()}
+    print(json.dumps(rounded))
     if options.output:
         Path(options.output).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return 0
@@ -99,7 +101,11 @@ def find_source(task: str, modules: Sequence[str]) -> Any:
     if task not in sources:
         near = difflib.get_close_matches(task, sources, n=3)
         hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "give their --module"
-        raise ConfigError(f"{', '.join(modules)} register no structured task {task!r}; {hint}")
+        register = "registers" if len(modules) == 1 else "register"
+        named = (
+            f"{', '.join(modules)} {register} no" if modules else "no module is given that has a"
+        )
+        raise ConfigError(f"{named} structured task {task!r}; {hint}")
     return sources[task]
 
 

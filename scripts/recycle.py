@@ -62,7 +62,7 @@ class RecycleError(UserError):
 def main(argv: Sequence[str]) -> int:
     """Prints the table; returns 0."""
     path, rest = config.take_model(argv)
-    settings, options = config.parse(rest, __doc__ or "", **OPTIONS)
+    settings, options = config.parse(rest, __doc__ or "", of_model=True, **OPTIONS)
     config.refuse_unread(rest, READ, "give them to the runs: --set KEY=VALUE")
     from t0jax import processes, train
     from t0jax.data.rows import DataUnavailable

@@ -17,6 +17,7 @@ import optax
 from t0jax.config import UserError
 from t0jax.data.structured.encoding import encode_items
 from t0jax.data.structured.pieces import PairPieces
+from t0jax.data.structured.records import Record
 from t0jax.data.structured.rows import StructuredRows
 from t0jax.models import Network, Params
 from t0jax.scoring.heads import HeadExample, HeadScorer, Output
@@ -71,6 +72,15 @@ class Probe:
         return float(np.mean(self.logits(features.states).argmax(axis=1) == features.labels))
 
 
+def check_kind(record: Record) -> None:
+    """Raises ProbeError of a task that a probe cannot learn."""
+    if record.kind != "classification":
+        raise ProbeError(
+            f"task {record.name!r} is {record.kind}, and a probe learns classification; choose a task of that kind, or "
+            "fine-tune the model on this one"
+        )
+
+
 def read_features(
     network: Network,
     params: Params,
@@ -95,8 +105,7 @@ def read_features(
     Raises:
         ProbeError: the task is no classification, or the encoder has no pooler.
     """
-    if rows.record.kind != "classification":
-        raise ProbeError(f"task {rows.record.name!r} is {rows.record.kind}; a probe classifies")
+    check_kind(rows.record)
     if pooled and "pooler" not in network.shapes:
         raise ProbeError(
             "the encoder has no pooler, which only a model with heads that read whole rows has; probe the first "

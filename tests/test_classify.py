@@ -275,8 +275,36 @@ def test_errors_name_the_task_and_the_way_out(native):
             native.zero_shot()("text", ["a"], template)
     with pytest.raises(classify.ClassifyError, match="text and a candidate label"):
         native.zero_shot()("text", [])
+    for labels, told in (
+        (["a", ""], "label 1 of .* is empty"),
+        ("a,,b", "label 1 of .* is empty"),
+        ("a,a", "'a' is given twice"),
+    ):
+        with pytest.raises(classify.ClassifyError, match=told):
+            native.zero_shot()("text", labels)
     with pytest.raises(classify.ClassifyError, match="is regression; inference needs"):
         native.nli("tiny/stsb")
+
+
+@pytest.mark.parametrize(
+    ("task", "given", "told"),
+    [
+        ("tiny/dream", {"text": "x", "options": ["a", "b"]}, "'options'.* reads text, choices"),
+        ("tiny/dream", ("x", ["wet", ""]), "choice 1 of .* is empty"),
+        ("tiny/sst2", {"text": "x", "choices": ["a", "b"]}, "'choices'.* reads text, text_pair"),
+        ("tiny/names", {"text": "x", "tags": []}, "'tags'.* reads words, text"),
+    ],
+)
+def test_keys_that_are_not_read_and_empty_options_are_refused(native, task, given, told):
+    with pytest.raises(classify.ClassifyError, match=told):
+        native.classifier(task)(given)
+
+
+def test_entities_and_inference_are_asked_of_tasks_that_have_them(native, exported):
+    with pytest.raises(classify.ClassifyError, match="'tiny/sst2' is classification: leave"):
+        native.classifier("tiny/sst2")("x", group=True)
+    with pytest.raises(classify.ClassifyError, match=r"no label .*'negative', 'positive'.* name"):
+        classify.nli(exported("tiny/sst2"), mesh=one_device())
 
 
 # The script
@@ -332,7 +360,19 @@ def test_the_script_says_what_is_wrong(run, tmp_path):
         script.main(["--model", str(run), "a text"])
     file = tmp_path / "asked.jsonl"
     file.write_text('{"sentence": "fine"}\n')
-    with pytest.raises(classify.ClassifyError, match="takes a text"):  # no text, whatever its keys
-        script.main(["--model", str(run), "--task", "tiny/sst2", "--file", str(file)])
+    asked = ["--model", str(run), "--task", "tiny/sst2", "--file", str(file)]
+    with pytest.raises(
+        script.InputError, match=r"line 1: unknown key 'sentence'.* text, text_pair"
+    ):
+        script.main(asked)
+    file.write_text("\n")
+    with pytest.raises(script.InputError, match=r"nothing is asked: .* has no text"):
+        script.main(asked)
+    with pytest.raises(classify.ClassifyError, match="entities are of token classification"):
+        script.main([*asked, "--group"])
+    labels = ["--model", str(run), "--labels", "a,b", "--file", str(file)]
+    file.write_text('{"text": "fine"}\n["a", "b"]\n')
+    with pytest.raises(script.InputError, match=r"line 2: --labels are asked of a text"):
+        script.main(labels)
     with pytest.raises(script.InputError, match="both given"):
         script.main(["--model", str(run), "--task", "tiny/sst2", "--file", str(file), "text"])

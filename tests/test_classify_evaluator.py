@@ -335,7 +335,10 @@ def test_another_tasks_head(tasks, model, vocabulary, outputs):
 
 
 def test_a_task_without_a_head_is_named(tasks, model, vocabulary):
-    with pytest.raises(evaluate.EvaluationError, match=r"tiny/rte.*did you mean"):
+    with pytest.raises(
+        evaluate.EvaluationError,
+        match=r"no task of .* can be scored\n.*tiny/rte.* no head for this task; .*--head tiny/mnli",
+    ):
         make(model, vocabulary, tasks["rte"])
     both = f"{tasks['rte']},{tasks['sst']}"
     found = make(model, vocabulary, both, available_only=True)(model[1])
@@ -382,10 +385,13 @@ def test_a_split_that_a_record_does_not_have_is_no_missing_data(tasks, lacking, 
     assert list(found.missing) == ["tiny/0", "tiny/1"]
     names = [t.name for t in own(f"{none},{test}", split="validation,test").tasks]
     assert names == ["tiny/1"]
-    with pytest.raises(evaluate.EvaluationError, match="no split 'lost'"):
+    with pytest.raises(evaluate.EvaluationError, match=r"(?s)not all tasks .*no split 'lost'"):
         own(f"{tasks['sst']},{none},{lost}")
     with pytest.raises(evaluate.EvaluationError, match="no split 'validation'; it has train"):
         own(none)
+    told = r"'test'; it has train, validation\nscore .* lacks test: --split test,validation"
+    with pytest.raises(evaluate.EvaluationError, match=told):
+        own(lacking("train", "train", None), split="test")
 
 
 def test_broken_weights_are_an_error(tasks, model, vocabulary):

@@ -43,6 +43,18 @@ def test_scripts_add_options_of_their_own():
     assert (settings.train.steps, options.model_path) == (3, "m")
 
 
+def test_help_keeps_the_lines_of_a_description_and_says_what_model_takes(capsys):
+    told = []
+    for of_model in (True, False):
+        with pytest.raises(SystemExit):
+            config.parse(["--help"], "What it does.\n\n  --one\n  --two", of_model=of_model)
+        told.append(capsys.readouterr().out)
+    assert all("[options]\n\nWhat it does.\n\n  --one\n  --two\n" in text for text in told)
+    assert "--model M [options]" in told[0]
+    assert "--model M             A run folder" in told[0]
+    assert "--model CONFIG" in told[1]
+
+
 @pytest.mark.parametrize(
     ("argv", "hint"),
     [

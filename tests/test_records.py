@@ -13,8 +13,10 @@ from functools import partial
 import pytest
 from structured_data import Choices, Tags, Topic
 
+from t0jax.config import Data
 from t0jax.config.heads import head_group
 from t0jax.data.rows import DatasetSpec, DataUnavailable
+from t0jax.data.structured import items
 from t0jax.data.structured.fields import constant, described, joined, letter, position
 from t0jax.data.structured.records import (
     Classification,
@@ -99,6 +101,15 @@ def test_too_many_options_are_cut_down_to_others_but_the_right_one():
     assert [option for _, option in in_order.texts] == ["x", "z"]
 
 
+def test_the_way_to_all_wrong_rows_is_one_that_works():
+    """A record that no module has cannot be named on a command line."""
+    data = Data(mixture="own", modules=("mine",))
+    assert items.lists_all(data).startswith("`python -m scripts.records check --mixture own --m")
+    told = items.lists_all(dataclasses.replace(data, modules=()))
+    assert told.startswith("register the record in a module (`add_task`)")
+    assert "--module MODULE" in told
+
+
 def test_repeated_options_are_shown_once():
     example = Choices().example({**ROW, "options": ["z", "x", "z", "x"]})
     assert [option for _, option in example.texts] == ["x", "z"]
@@ -129,6 +140,7 @@ def test_words_keep_their_tags():
         (Topic(label=_gone), ROW, "no column 'gone'"),
         (Topic(label=_fails), ROW, "failed: ZeroDivisionError"),
         (Topic(multilabel=True), ROW, "label 1 is not a list"),
+        (Choices(), {**ROW, "options": []}, "there are no options; skip such rows"),
         (Choices(), {**ROW, "right": 5}, "the right option is number 5 of 5, counted from 0 on"),
         (Choices(), {**ROW, "right": "C"}, "the right option is 'C', not a number; use `letter`"),
         (Choices(), {**ROW, "options": ["x", " ", "z"]}, r"choice 1 is empty \(' '\)"),
@@ -159,9 +171,9 @@ def test_a_bad_row_is_named_with_its_task_and_what_is_wrong(record, row, reason)
 @pytest.mark.parametrize(
     ("declare", "reason"),
     [
-        (lambda: Topic(labels=("one",)), "1 labels are declared; name them"),
+        (lambda: Topic(labels=("one",)), "1 label is declared; name them"),
         (lambda: Topic(labels=("one", "one")), "name one twice"),
-        (lambda: Topic(labels=("one", "")), "are not all names"),
+        (lambda: Topic(labels=("one", "")), "label 1 is empty"),
         (lambda: Topic(scale=(0, 1)), "a scale leaves no room for labels"),
         (lambda: Topic(labels=(), scale=(1, 1)), "does not rise"),
         (lambda: Topic(splits=("train", "test")), "are not three"),

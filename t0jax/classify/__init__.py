@@ -24,6 +24,7 @@ from t0jax.classify.inference import ZeroShot
 from t0jax.classify.inputs import ClassifyError
 from t0jax.classify.outputs import Answer
 from t0jax.config import Head
+from t0jax.config.heads import normalised
 from t0jax.data.structured.encoding import Item, encode_items
 from t0jax.data.structured.pieces import PairPieces, Truncate
 from t0jax.data.structured.records import Example
@@ -97,9 +98,7 @@ class Multitask:
         mesh = sharding.make_mesh(config_lib.Mesh()) if mesh is None else mesh
         model = checkpoint.load_model(path, mesh, compute, adapters=adapters, known=known)
         if not model.network.config.heads:
-            raise ClassifyError(
-                f"{path} has no heads, so it answers nothing; fine-tune it on a task, or give adapters"
-            )
+            raise ClassifyError(_no_heads(path, model.network.config.architecture))
         pieces = PairPieces(vocabulary or model.vocabulary or vocabulary_path())
         # What was imported has no training behind it that would say.
         trained = model.config.data.input_length if model.config and model.step else MAX_LENGTH
@@ -142,8 +141,18 @@ class Multitask:
         return ZeroShot(answers.head, answers.premise_logits)
 
     def nli(self, task: str = "", *, task_embedding: bool | None = None) -> "Classifier":
-        """Natural language inference on (premise, hypothesis) pairs; arguments and errors as of `zero_shot`."""
-        return self._inference(task, task_embedding)
+        """Natural language inference on (premise, hypothesis) pairs; arguments and errors as of `zero_shot`.
+
+        A model's only head is not taken for one of inference unless a label of it begins with "entail" or it is named.
+        """
+        found = self._inference(task, task_embedding)
+        labels = found.head.labels
+        if not task and not any(normalised(label).startswith("entail") for label in labels):
+            raise ClassifyError(
+                f"no label of {found.head.task!r}, the model's only task, is of inference, like `entailment` (it "
+                f"has {', '.join(map(repr, labels))}); name the task if it is meant, or use load_classifier"
+            )
+        return found
 
     def _inference(self, task: str, task_embedding: bool | None) -> "Classifier":
         chosen = inputs.find_task(self.tasks, task) if task else convert.inference_head(self.heads)
@@ -220,8 +229,12 @@ class Classifier:
             puts a sigmoid on the value of such a one.
 
         Raises:
-            ClassifyError: an input that the task does not take.
+            ClassifyError: an input that the task does not take, or `group` of another kind of task.
         """
+        if group and self.head.kind != "token_classification":
+            raise ClassifyError(
+                f"entities are of token classification; task {self.head.task!r} is {self.head.kind}: leave `group` out"
+            )
         several = isinstance(given, list)
         examples = [inputs.read(self.head, one) for one in (given if several else [given])]
         found = self.model.outputs(self.number, examples, embedded=self.task_embedding)
@@ -230,6 +243,11 @@ class Classifier:
             for example, (item, scores) in zip(examples, found, strict=True)
         ]
         return answers if several else answers[0]
+
+    def check(self, given: Any) -> Any:
+        """One input as it stands. Raises ClassifyError where `__call__` would."""
+        inputs.read(self.head, given)
+        return given
 
     def _answer(
         self, example: Example, item: Item, scores: Scores, top_k: int | None, group: bool
@@ -247,6 +265,15 @@ class Classifier:
         examples = [Example((pair,), None) for pair in pairs]
         found = self.model.outputs(self.number, examples, "first", self.task_embedding)
         return [scores[0] for _, scores in found]
+
+
+def _no_heads(path: str | Path, architecture: str) -> str:
+    if architecture != "deberta":
+        return (
+            f"{path} is a {architecture}, and classify reads a deberta with heads; have it write by scripts.generate, "
+            "or score its answers to prompts by scripts.evaluate"
+        )
+    return f"{path} has no heads, so it answers nothing; fine-tune it on a task, or give adapters"
 
 
 def load_classifier(path: str | Path, task: str, **options: Any) -> Classifier:

@@ -51,7 +51,7 @@ class ZeroShot:
             `sequence`, `labels` and `scores`; a list of them for several texts.
 
         Raises:
-            ClassifyError: no label, no text, or a template without a place.
+            ClassifyError: no label, an empty one or one twice, no text, or a template without a place.
         """
         labels = _labels(candidate_labels)
         _check(sequences, labels, hypothesis_template)
@@ -87,10 +87,9 @@ def entailment_ids(labels: Sequence[str]) -> tuple[int, int]:
 
 
 def _labels(given: str | Sequence[str]) -> list[str]:
-    labels = given.split(",") if isinstance(given, str) else list(given)
-    return (
-        [label.strip() for label in labels if label.strip()] if isinstance(given, str) else labels
-    )
+    if not isinstance(given, str):
+        return list(given)
+    return [label.strip() for label in given.split(",")] if given.strip() else []
 
 
 def _check(sequences: Any, labels: Sequence[str], template: str) -> None:
@@ -99,6 +98,13 @@ def _check(sequences: Any, labels: Sequence[str], template: str) -> None:
     texts = [sequences] if isinstance(sequences, str) else list(sequences)
     if not all(isinstance(text, str) for text in [*texts, *labels]):
         raise ClassifyError("zero-shot classification takes texts and labels that are texts")
+    for number, label in enumerate(labels):
+        if not label.strip():
+            raise ClassifyError(
+                f"candidate label {number} of {list(labels)} is empty; leave it out"
+            )
+        if label in labels[:number]:
+            raise ClassifyError(f"candidate label {label!r} is given twice; leave one out")
     if _filled(template, labels[0]) == template:
         raise ClassifyError(f"the hypothesis template {template!r} has no {{}} for the label")
 

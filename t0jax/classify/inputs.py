@@ -32,6 +32,20 @@ def _some(tasks: Sequence[str]) -> str:
     return f"it has {', '.join(tasks[:3])}{more}"
 
 
+KEYS = {"multiple_choice": ("text", "choices"), "token_classification": ("words", "text")}
+"""Keys of an input in JSON, by the kind of task; all others read `PAIR`."""
+PAIR = ("text", "text_pair")
+
+
+def _check_keys(head: Head, given: Mapping[Any, Any]) -> None:
+    known = KEYS.get(head.kind, PAIR)
+    unknown = [key for key in given if key not in known]
+    if unknown:
+        raise ClassifyError(
+            f"unknown key {unknown[0]!r}; task {head.task!r} ({head.kind}) reads {', '.join(known)}"
+        )
+
+
 def read(head: Head, given: Any) -> Example:
     """One input as an example.
 
@@ -41,8 +55,10 @@ def read(head: Head, given: Any) -> Example:
         given: the input.
 
     Raises:
-        ClassifyError: it is something else.
+        ClassifyError: it is something else, has other keys, or an option without text.
     """
+    if isinstance(given, Mapping):
+        _check_keys(head, given)
     if head.kind == "multiple_choice":
         return _question(head, given)
     if head.kind == "token_classification":
@@ -68,6 +84,11 @@ def _question(head: Head, given: Any) -> Example:
     listed = isinstance(choices, list | tuple) and len(choices) > 1
     if not isinstance(text, str) or not listed or not all(isinstance(c, str) for c in choices):
         raise _refused(head, given, wanted)
+    for number, choice in enumerate(choices):
+        if not choice.strip():
+            raise ClassifyError(
+                f"choice {number} of {_shown(choices)} is empty; leave it out, or give its text"
+            )
     return Example(tuple((text, choice) for choice in choices), None)
 
 
@@ -81,6 +102,9 @@ def _words(head: Head, given: Any) -> Example:
 
 
 def _refused(head: Head, given: Any, wanted: str) -> ClassifyError:
-    shown = repr(given)
-    shown = shown if len(shown) <= SHOWN else f"{shown[:SHOWN]}..."
-    return ClassifyError(f"task {head.task!r} ({head.kind}) takes {wanted}, not {shown}")
+    return ClassifyError(f"task {head.task!r} ({head.kind}) takes {wanted}, not {_shown(given)}")
+
+
+def _shown(given: Any) -> str:
+    text = repr(given)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."

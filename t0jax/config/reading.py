@@ -1,5 +1,6 @@
 """From a command line and YAML files to a configuration, and back to plain values."""
 
+import argparse
 import dataclasses
 import difflib
 from collections.abc import Collection, Mapping, Sequence
@@ -22,7 +23,13 @@ def known_keys() -> list[str]:
 
 
 def parse(
-    argv: Sequence[str], description: str, base: Config | None = None, /, **options: dict[str, Any]
+    argv: Sequence[str],
+    description: str,
+    base: Config | None = None,
+    /,
+    *,
+    of_model: bool = False,
+    **options: dict[str, Any],
 ) -> tuple[Config, Any]:
     """Command line -> the configuration and the script's own options.
 
@@ -30,6 +37,7 @@ def parse(
         argv: e.g. `["--config", "configs/toy.yaml", "--train.steps", "100"]`.
         description: for `--help`.
         base: what holds where `argv` says nothing; the defaults when None.
+        of_model: the script's `--model M` is taken from `argv` (`take_model`), which `--help` says.
         **options: a script's own arguments: name -> keywords of `ArgumentParser.add_argument`.
 
     Returns:
@@ -41,7 +49,12 @@ def parse(
     import jsonargparse  # here: 0.1 s that a plain `import t0jax.config` does not need
 
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)  # for --help
-    parser = jsonargparse.ArgumentParser(description=description, exit_on_error=False)
+    parser = jsonargparse.ArgumentParser(
+        description=description,
+        exit_on_error=False,
+        usage=f"%(prog)s {'--model M ' * of_model}[options]",  # the keys are named below it
+        formatter_class=_help_formatter(),
+    )
     parser.add_argument("--config", action="config", help="YAML recipe; later values win.")
     base = base or Config()
     for section in dataclasses.fields(Config):
@@ -49,6 +62,8 @@ def parse(
         parser.add_argument(f"--{section.name}", type=section.type, default=default)
     for name, keywords in options.items():
         parser.add_argument(f"--{name}", **keywords)
+    if of_model:
+        _tell_model(parser)
     _check_flags(argv, [*known_keys(), *options, "config", "help", "print_config"])
     try:
         namespace = parser.parse_args(list(argv))
@@ -57,6 +72,24 @@ def parse(
         raise ConfigError(str(error)) from None
     sections = {s.name: parsed[s.name] for s in dataclasses.fields(Config)}
     return check(Config(**sections)), parsed
+
+
+def _help_formatter() -> Any:
+    """jsonargparse's, which leaves the lines of a script's description as they are."""
+    import jsonargparse
+
+    bases = argparse.RawDescriptionHelpFormatter, jsonargparse.DefaultHelpFormatter
+    return type("HelpFormatter", bases, {})
+
+
+def _tell_model(parser: Any) -> None:
+    """Has `--help` say what `--model` takes in scripts that read a model."""
+    for action in parser._actions:
+        if "--model" in action.option_strings:
+            action.metavar, action.help = "M", MODEL_HELP
+
+
+MODEL_HELP = "A run folder, one of its checkpoints, or a Hugging Face directory."
 
 
 def take_model(argv: Sequence[str]) -> tuple[Path, list[str]]:

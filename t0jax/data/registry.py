@@ -56,7 +56,8 @@ def find_tasks(data: Data) -> dict[str, float]:
         near = difflib.get_close_matches(data.mixture, names, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         modules = ", ".join(data.modules) or "no modules, for data.modules is empty,"
-        raise ConfigError(f"data.mixture: {modules} register no {data.mixture!r}{hint}")
+        register = "registers" if len(data.modules) == 1 else "register"
+        raise ConfigError(f"data.mixture: {modules} {register} no {data.mixture!r}{hint}")
     return {name: rate for name, rate in sorted(members(data.mixture).items()) if rate > 0}
 
 

@@ -86,7 +86,7 @@ class Evaluator(Evaluation):
                 f"the prompts of {self.mixture} have no words of their own, which view flipped scores; choose --view "
                 "channel or direct"
             )
-        check_missing(self.mixture, data, missing, len(self.tasks))
+        check_missing(self.mixture, data, missing, len(self.tasks), self.split)
         self._check_words()
         for task in self.tasks:
             check_rows(task, self._rows(task)[:CHECKED_ROWS])

@@ -58,7 +58,7 @@ class ClassifyEvaluator(Evaluation):
         self.unscored = missing | without
         # Alone, what nobody can have is told as what is missing: there is nothing to go on with.
         lacking = missing if self.tasks else self.unscored
-        check_missing(self.mixture, self.data, lacking, len(self.tasks))
+        check_missing(self.mixture, self.data, lacking, len(self.tasks), self.split)
         for task in self.tasks:
             for row in self._rows(task)[:CHECKED_ROWS]:
                 _ = task.rows[row]

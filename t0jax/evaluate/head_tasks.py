@@ -19,6 +19,9 @@ from t0jax.data.structured.rows import StructuredRows
 from t0jax.evaluate.tasks import all_sources, content_digest
 from t0jax.results import EvaluationError
 
+SHOWN = 3
+"""Heads that a message names."""
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -116,7 +119,7 @@ def find_head_tasks(
     for name, source in all_sources(mixture, data):
         if not isinstance(source, StructuredSource):
             raise EvaluationError(
-                f"task {name!r} is not structured (its source is a {type(source).__name__}), so no head answers it; "
+                f"task {name!r} is not structured, so no head answers it; "
                 "score prompts with a T5 and evaluate.method rank or generate"
             )
         record = source.record
@@ -173,6 +176,29 @@ def find_head(heads: Sequence[Head], task: str) -> int:
         raise NoHead(f"{task}: {error}") from None
 
 
+def _own_head(heads: Sequence[Head], record: Record) -> int:
+    """The number of the head of a task. Raises NoHead, with the heads whose labels would do."""
+    for number, head in enumerate(heads):
+        if head.task == record.name:
+            return number
+    none = f"{record.name}: the model has no head for this task"
+    fitting = [f"--head {head.task}" for head in heads if _fits(head, record)][:SHOWN]
+    if not fitting:
+        raise NoHead(f"{none} and none with its labels; fine-tune the model on the task")
+    raise NoHead(
+        f"{none}; let another's with its labels answer ({' or '.join(fitting)}), or fine-tune the model on the task"
+    )
+
+
+def _fits(head: Head, record: Record) -> bool:
+    """Whether the head of another task can answer this one."""
+    try:
+        answer_of([head], record, head.task)
+    except EvaluationError:
+        return False
+    return True
+
+
 def answer_of(heads: Sequence[Head], record: Record, other: str = "") -> Answer:
     """The head that answers a task: its own, or that of the task `other`.
 
@@ -183,7 +209,7 @@ def answer_of(heads: Sequence[Head], record: Record, other: str = "") -> Answer:
         NoHead: there is none, or it is of another kind.
         EvaluationError: it lacks a label.
     """
-    number = find_head(heads, other or record.name)
+    number = find_head(heads, other) if other else _own_head(heads, record)
     head = heads[number]
     if head.kind != record.kind:
         raise NoHead(

@@ -4,6 +4,7 @@ import difflib
 import functools
 import hashlib
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,8 +158,9 @@ def find_sources(mixture: str, data: config_lib.Data) -> Iterator[tuple[str, Any
     for name, source in all_sources(mixture, data):
         if not isinstance(source, sources.PromptSource):
             raise EvaluationError(
-                f"task {name!r} is not made from a prompt (its source is a {type(source).__name__}), so "
-                "its choices are not known; score tasks added with t0jax.data.sources"
+                f"task {name!r} is not made from a prompt, so its choices are not known to a model of text; a "
+                "structured task is answered by an encoder with heads, or as text through tasks.tasksource_instruct; "
+                "prompts are added with t0jax.data.sources"
             )
         yield name, source
 
@@ -215,17 +217,37 @@ def open_rows(
 
 
 def check_missing(
-    mixture: str, data: config_lib.Data, missing: Mapping[str, str], found: int
+    mixture: str, data: config_lib.Data, missing: Mapping[str, str], found: int, split: str = ""
 ) -> None:
-    """Refuses missing data sets unless `data.available_only`, and that all of them are.
+    """Refuses tasks that cannot be scored unless `data.available_only`, and that all of them are such.
+
+    Args:
+        missing: why, by task.
+        found: how many others there are.
+        split: that was asked for; `data.eval_split` when empty.
 
     Raises:
         EvaluationError: which they are and why, a reason a line.
     """
     if missing and (not data.available_only or not found):
         lines = "\n".join(missing_lines(missing))
-        way_out = "" if not found else "\ngo on without them: --data.available_only true"
-        raise EvaluationError(f"data sets of {mixture} are missing\n{lines}{way_out}")
+        none = "not all tasks of {} can" if found else "no task of {} can"
+        ways_out = ["go on without them: --data.available_only true"] if found else []
+        ways_out += _another_split(split or data.eval_split, missing)
+        way_out = "".join(f"\n{way}" for way in ways_out)
+        raise EvaluationError(f"{none.format(mixture)} be scored\n{lines}{way_out}")
+
+
+def _another_split(split: str, missing: Mapping[str, str]) -> list[str]:
+    """The way to score a split that data sets have where they lack the one asked for; [] when there is none."""
+    asked = [name.strip() for name in split.split(",")]
+    for other in ("validation", "test"):
+        there = re.compile(rf"no split .* has\b.*\b{other}\b")
+        if other not in asked and any(there.search(told) for told in missing.values()):
+            return [
+                f"score {other} where a data set lacks {asked[-1]}: --split {','.join([*asked, other])}"
+            ]
+    return []
 
 
 def open_pieces(

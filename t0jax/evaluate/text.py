@@ -157,7 +157,7 @@ class TextEvaluator(Evaluation):
     def _open_tasks(self) -> None:
         words = self.settings.label_words
         self.tasks, self.unscored = find_text_tasks(self.mixture, self.data, self.split, words)
-        check_missing(self.mixture, self.data, self.unscored, len(self.tasks))
+        check_missing(self.mixture, self.data, self.unscored, len(self.tasks), self.split)
 
     def _prepare(self, network: Network, mesh: jax.sharding.Mesh) -> None:
         """How many rows are written at a time depends on the machine, not on `evaluate.batch_size`.

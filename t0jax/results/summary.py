@@ -189,7 +189,10 @@ def _rates(rows: Sequence[Mapping[str, Any]], accuracy: str) -> dict[str, float]
 
 
 def missing_lines(missing: Mapping[str, str]) -> list[str]:
-    """One line a reason, with the data sets that it keeps from being scored and a way out for the first of them."""
+    """One line a reason, with the data sets that it keeps from being scored and a way out.
+
+    Where the ways out differ, it is that of the first data set.
+    """
     groups: dict[str, dict[str, list[str]]] = {}
     for task, told in missing.items():
         dataset, _, rest = told.partition(": ")
@@ -197,8 +200,9 @@ def missing_lines(missing: Mapping[str, str]) -> list[str]:
     lines = []
     for reason, datasets in groups.items():
         counts = ", ".join(f"{name} ({len(tasks)})" for name, tasks in datasets.items())
-        way_out = missing[next(iter(datasets.values()))[0]].partition("; ")[2]
-        example = "e.g. " if len(datasets) > 1 else ""
+        ways_out = {name: missing[tasks[0]].partition("; ")[2] for name, tasks in datasets.items()}
+        first, way_out = next(iter(ways_out.items()))
+        example = f"e.g. {first}: " if len(set(ways_out.values())) > 1 else ""
         hint = f"; {example}{way_out}" if way_out else ""
         lines.append(f"not scored: {counts}: {reason}{hint}")
     return lines

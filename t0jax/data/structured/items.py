@@ -35,10 +35,10 @@ def draw_number(place: Place) -> int:
 
 def lists_all(data: config.Data) -> str:
     """The way to all rows that cannot be read, for messages that name one."""
-    modules = f" --module {','.join(data.modules)}" if data.modules else ""
-    return (
-        f"`python -m scripts.records check --mixture {data.mixture}{modules}` lists all such rows"
-    )
+    declared = "" if data.modules else "register the record in a module (`add_task`), and "
+    module = ",".join(data.modules) or "MODULE"
+    command = f"python -m scripts.records check --mixture {data.mixture} --module {module}"
+    return f"{declared}`{command}` lists all such rows"
 
 
 @dataclass(frozen=True)

@@ -410,6 +410,8 @@ def _on_scale(value: Any, scale: tuple[float, float]) -> float | None:
 def _gold(value: Any, options: int) -> int:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
+    if not options:
+        raise BadRow("there are no options; skip such rows with `where`")
     if isinstance(value, str):
         raise BadRow(
             f"the right option is {shown(value)}, not a number; use `letter` or `position`"
@@ -443,8 +445,9 @@ def _declare(record: Record, holds: bool, otherwise: str) -> None:
 
 def _check_labels(record: Record, labels: tuple[str, ...], least: int = 2) -> None:
     way_out = "name them in the order of their numbers, or give `scale` for regression"
-    _declare(record, len(labels) >= least, f"{len(labels)} labels are declared; {way_out}")
-    _declare(
-        record, all(isinstance(n, str) and n for n in labels), f"labels {labels} are not all names"
-    )
+    declared = ("no label is", "1 label is")[len(labels)] if len(labels) < least else ""
+    _declare(record, not declared, f"{declared} declared; {way_out}")
+    for number, name in enumerate(labels):
+        what = "empty" if name == "" else f"{name!r}, not a name"
+        _declare(record, isinstance(name, str) and bool(name), f"label {number} is {what}")
     _declare(record, len(set(labels)) == len(labels), f"labels {labels} name one twice")
