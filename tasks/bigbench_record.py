@@ -1,16 +1,20 @@
 """BIG-bench's multiple-choice tasks as structured records, from `task.json` or the Hub's copy."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from t0jax.data.rows import DatasetSpec
+from t0jax.data.rows import DataError, DatasetSpec
 from t0jax.data.structured.records import MultipleChoice, Row
 from tasks.bigbench_rows import BigBenchTask, Example, hub_task, read_task, task_file
 from tasks.tasksource_fields import digest, reads
 
 TRAIN_PERCENT = 80
 """Of the rows; the others are for validation."""
+
+_MOST_OF_ONE = 0.1
+"""Share of the rows up to which rows of one input stay together whatever their options."""
 
 
 @reads("grades")
@@ -23,14 +27,15 @@ def best_grade(row: Row) -> int:
 class BigBench(MultipleChoice):
     """A task of BIG-bench, from its `task.json` or from the Hub's copy.
 
-    Its splits are train and validation, cut in the order of a digest of the inputs' letters: rows of all subtasks are
-    in both, and all rows of an input in one.
+    Its splits are train and validation, cut in the order of a digest of the inputs' letters, which mixes the rows of
+    subtasks: all rows of an input are in one of them. Where many rows ask the same, and only the options differ, all
+    rows of an input with its options.
     """
 
     def open(self, split: str, local_dir: str = "") -> Any:
         """The examples of a split; errors are those of `tasks.bigbench_rows`."""
         task = self._task(local_dir)
-        stop, order = _cut([example.input for example in task.examples])
+        stop, order = cut(task.examples)
         numbers = order[:stop] if split == "train" else order[stop:]
         return _Rows(task.path, [task.examples[number] for number in numbers])
 
@@ -43,13 +48,21 @@ class BigBench(MultipleChoice):
         return read_task(path) if path else hub_task(self.spec)
 
 
-def _cut(inputs: Sequence[str]) -> tuple[int, list[int]]:
-    """(how many are for training, row numbers in order): the place between two inputs that is nearest to the share."""
-    digests = list(map(digest, inputs))
-    order = sorted(range(len(inputs)), key=digests.__getitem__)
-    wanted = len(inputs) * TRAIN_PERCENT // 100
-    places = [k for k in range(1, len(order)) if digests[order[k - 1]] != digests[order[k]]]
-    return min(places, key=lambda place: abs(place - wanted), default=wanted), order
+def cut(examples: Sequence[Example]) -> tuple[int, list[int]]:
+    """(how many are for training, row numbers in order): the place between two inputs that is nearest to the share.
+
+    Raises:
+        DataError: all rows are the same, so that none could be kept from training.
+    """
+    keys = [digest(example.input) for example in examples]
+    if max(Counter(keys).values()) > _MOST_OF_ONE * len(keys):
+        keys = [digest(" ".join([one.input, *one.choices])) for one in examples]
+    order = sorted(range(len(keys)), key=keys.__getitem__)
+    places = [k for k in range(1, len(order)) if keys[order[k - 1]] != keys[order[k]]]
+    if not places:
+        raise DataError(f"{len(keys)} examples with one input and the same options cannot be cut")
+    wanted = len(keys) * TRAIN_PERCENT // 100
+    return min(places, key=lambda place: abs(place - wanted)), order
 
 
 class _Rows:

@@ -351,7 +351,8 @@ def test_what_stops_training_is_told_when_it_is_opened_and_listed_row_by_row(dat
             make(data, mixture=mixture)
     worse = dataclasses.replace(data, mixture="mt_worse", available_only=True)
     with pytest.raises(
-        RecordError, match=r"'early', row 2: .*; 1 more cannot be read: 'mute'; .* mt_worse .*` lists"
+        RecordError,
+        match=r"'early', row 2: .*; 1 more cannot be read: 'mute'; .* mt_worse .*` lists",
     ):
         loader_lib.find_heads(worse)
     found = list(multitask.check_rows(worse))

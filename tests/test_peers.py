@@ -135,6 +135,21 @@ def test_a_killed_process_is_named_by_the_others(killed):
         assert named in err, err
 
 
+@pytest.mark.parametrize("culprit", [1, pytest.param(0, marks=pytest.mark.slow)])
+def test_a_runtime_error_of_ones_own_is_told_by_its_process_too(culprit):
+    """Though it looks like a collective that another's end broke."""
+    body = f"""
+if me == {culprit}:
+    raise jax.errors.JaxRuntimeError("INTERNAL: no such buffer")
+time.sleep(60)
+"""
+    found = ends(run(body.strip()))
+    assert [status for status, _, _ in found] == [1, 1]
+    assert "JaxRuntimeError: INTERNAL: no such buffer" in found[culprit][2]
+    assert f"error: process {culprit} of 2 (" in found[1 - culprit][2]
+    assert "stopped: INTERNAL: no such buffer" in found[1 - culprit][2]
+
+
 def test_processes_that_have_come_to_different_places_do_not_pass():
     body = """
 processes.meet("saving" if me == 0 else "leaving", 2)

@@ -17,11 +17,13 @@ import pytest
 import seqio
 
 from t0jax.data import sources
+from t0jax.data.rows import DataError
 from t0jax.data.structured.parts import find_part
 from t0jax.data.structured.records import RecordError
 from t0jax.data.structured.rows import StructuredRows
 from t0jax.data.templates import TemplateError, load_templates
-from tasks import recycling, tasksource, tasksource_local, toy_tokens
+from tasks import bigbench_record, recycling, tasksource, tasksource_local, toy_tokens
+from tasks.bigbench_rows import Example
 from tasks.tasksource import audit, exams, names, nli, sizes
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -364,6 +366,25 @@ def test_sentiment_tasks_share_no_sentence(read):
     }
     assert not set.intersection(*letters.values())
     assert min(map(len, letters.values())) > 2500
+
+
+@pytest.mark.parametrize("asked", ["one question", "a few", "many"])
+def test_parts_of_big_bench_are_about_a_fifth_and_share_nothing(asked):
+    number = {"one question": 1, "a few": 3, "many": 40}[asked]
+    examples = [
+        Example(f"Question {i % number}?", (f"one {i}", f"other {i}"), (1.0, 0.0))
+        for i in range(160)
+    ]
+    stop, order = bigbench_record.cut(examples)
+    assert sorted(order) == list(range(160))
+    assert abs(stop - 128) <= 4
+    if number == 40:
+        train, validation = (
+            {examples[n].input for n in part} for part in (order[:stop], order[stop:])
+        )
+        assert not train & validation
+    with pytest.raises(DataError, match="cannot be cut"):
+        bigbench_record.cut(examples[:1] * 5)
 
 
 @local_data

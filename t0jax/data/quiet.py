@@ -1,6 +1,7 @@
 """TensorFlow, imported without its greeting: importing this module imports it.
 
-Every room that needs TensorFlow or seqio imports this first, so no order of imports brings the greeting back.
+Every room of t0jax that needs TensorFlow or seqio imports this first. A module of tasks that is imported by itself, and
+not by a script or after such a room, may still bring the greeting.
 """
 
 import contextlib
@@ -21,7 +22,7 @@ _GREETING = re.compile(
 def greeting_kept_back() -> Iterator[None]:
     """Holds what is written to file descriptor 2 and writes it at the end, TensorFlow's greeting left out.
 
-    Its libraries write there before any setting is read. After an error nothing is left out.
+    Its libraries write there before any setting is read. After an exception nothing is left out.
     """
     sys.stderr.flush()
     failed, kept = True, os.dup(2)
@@ -40,7 +41,8 @@ def greeting_kept_back() -> Iterator[None]:
                 os.write(2, b"".join(told))
 
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # of its first operation it would tell more
+if os.environ.get("TF_CPP_MIN_LOG_LEVEL") in (None, "1"):  # JAX, if it came first, has set 1
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"  # of its first operation it would tell more
 with greeting_kept_back():
     import tensorflow as tf
 

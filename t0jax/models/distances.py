@@ -4,6 +4,7 @@ Two ways to the same numbers. A product with all 2 L - 1 distances, read along i
 flat (CPUs, GPUs). A TPU keeps arrays in tiles of 8 x 128, and shifting each row by its own number of places there is
 all copies: by its compiler's word they take 25 times as long as the rest of the attention at L = 512. So there the
 shift is one more product, with zeros and ones, and the attention six times faster (figures in the README, under plan).
+That product grows with the cube of L: the longer the rows, the smaller the gain.
 
 Shapes: H heads, B rows, L length, K d_kv, C = 2 L - 1 distances, T positions of a block.
 """

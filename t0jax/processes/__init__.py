@@ -150,7 +150,7 @@ def refuse_cluster(program: str) -> None:
     Raises:
         ConfigError: the environment describes a run of several processes (`cluster`).
     """
-    by_hand = os.environ.get("JAX_NUM_PROCESSES", "1") != "1"
+    by_hand = os.environ.get("JAX_NUM_PROCESSES") not in (None, "", "1")
     name = "JAX_NUM_PROCESSES" if by_hand else _found()
     if name:
         raise ConfigError(

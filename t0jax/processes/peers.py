@@ -48,7 +48,8 @@ class Peers:
 
     def __post_init__(self) -> None:
         self.root = f"t0jax/{next(_runs)}"
-        self.done, self.failed = threading.Event(), threading.Event()
+        self.told = os.dup(2)  # the way out may be while a library's stderr is held back
+        self.done, self.failed, self.judged = (threading.Event() for _ in range(3))
         self.names = [f"process {i} of {self.count}" for i in range(self.count)]
         self.place, self.moves, self.watched = "starting", 0, False
         self.polling, self.polls = threading.Lock(), 0
@@ -151,12 +152,13 @@ class Peers:
         """Tells the others what ended this process.
 
         A collective that broke is most often the end of another process. Process 0, which counts how long each has
-        been silent, says in the end whose it was (`_blame`), and the watch ends this process with that.
+        been silent, says in the end whose it was (`_blame`): another's, with which the watch then ends this process,
+        or this one's, whose error is then its own.
         """
         with contextlib.suppress(jax.errors.JaxRuntimeError):
             if _may_be_a_broken_collective(error):
                 self._set("broken", _in_a_line(error))
-                self.done.wait(10 * LOST_SECONDS)  # if the watch should have died
+                self.judged.wait(10 * LOST_SECONDS)  # no longer, should the watch have died
             self._set("failed", _in_a_line(error))
         self.failed.set()
 
@@ -182,7 +184,8 @@ class Peers:
         if self.index == 0:
             self._listen()
         failed = self._all("failed")
-        failed.pop(self.index, None)
+        if failed.pop(self.index, None) is not None:
+            self.judged.set()
         if failed and not self.failed.is_set():
             whose = {i: "" if i == ALL else f"{self.names[i]} stopped: " for i in sorted(failed)}
             self._leave("; ".join(f"{who}{failed[i]}" for i, who in whose.items()))
@@ -226,7 +229,7 @@ class Peers:
 
     def _leave(self, why: str) -> None:
         then = "This process stops too; started again, all go on from what was saved"
-        print(f"error: {why}. {then}", file=sys.stderr, flush=True)
+        os.write(self.told, f"error: {why}. {then}\n".encode())
         self._end()
 
     def _end(self) -> None:

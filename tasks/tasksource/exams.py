@@ -50,7 +50,8 @@ def big_bench(task: str) -> BigBench:
         dataset=task_spec(task), inputs="input", choices="choices", label=best_grade,
         splits=("train", "validation", None),
         differs="the best grade is the right option; in tasksource always the last one is, by a wrong test; "
-        "validation is a fifth of the inputs, none of which is in train, where tasksource reads its copy's own splits",
+        "validation is about a fifth, by inputs (with options where these alone differ), where tasksource reads its "
+        "copy's own splits",
     )  # fmt: skip
 
 

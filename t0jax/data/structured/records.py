@@ -190,7 +190,8 @@ class Record:
         """What its examples depend on besides the data; the same in every process, and for copies of the data."""
         about = ("dataset", "name", "splits", "differs")
         names = [part.name for part in dataclasses.fields(self) if part.name not in about]
-        return tuple(f"{name}={described(getattr(self, name))}" for name in names)
+        read = [f"{name}={described(getattr(self, name))}" for name in names]
+        return (*read, f"columns={described((self.spec.renames, self.spec.recodes))}")
 
     def example(
         self,
