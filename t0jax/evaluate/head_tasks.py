@@ -182,7 +182,7 @@ def _own_head(heads: Sequence[Head], record: Record) -> int:
         if head.task == record.name:
             return number
     none = f"{record.name}: the model has no head for this task"
-    fitting = [f"--head {head.task}" for head in heads if _fits(head, record)][:SHOWN]
+    fitting = [f"--evaluate.head {head.task}" for head in heads if _fits(head, record)][:SHOWN]
     if not fitting:
         raise NoHead(f"{none} and none with its labels; fine-tune the model on the task")
     raise NoHead(
