@@ -396,6 +396,20 @@ def test_a_split_that_a_record_does_not_have_is_no_missing_data(tasks, lacking, 
         own(lacking("train", "train", None), split="test")
 
 
+def test_a_broken_file_is_missing_data_as_in_training(tasks, lacking, model, vocabulary, tmp_path):
+    broken = tmp_path / "sst" / "default" / "validation.jsonl"
+    broken.write_text('{"text": "a", "label": 0}\n{"text": \n')
+    both = f"{tasks['sst']},{lacking('train', 'validation', None)}"
+    with pytest.raises(
+        evaluate.EvaluationError, match=r"not scored: sst \(1\): .*validation\.jsonl.*not JSON"
+    ):
+        make(model, vocabulary, both, head="tiny/sst2")
+    found = make(model, vocabulary, both, head="tiny/sst2", available_only=True)(model[1])
+    assert list(found.tasks) == ["tiny/sst2"]
+    assert "validation.jsonl" in found.missing["tiny/0"]
+    assert "not scored: sst (1): " in found.table()
+
+
 def test_broken_weights_are_an_error(tasks, model, vocabulary):
     broken = jax.tree.map(lambda x: x * np.nan, model[1])
     with pytest.raises(
