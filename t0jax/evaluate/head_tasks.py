@@ -180,17 +180,19 @@ def find_head(heads: Sequence[Head], task: str) -> int:
 
 
 def _own_head(heads: Sequence[Head], record: Record) -> int:
-    """The number of the head of a task. Raises NoHead, with the heads whose labels would do."""
+    """The number of the head of a task. Raises NoHead, with the heads that would do."""
     for number, head in enumerate(heads):
         if head.task == record.name:
             return number
     none = f"{record.name}: the model has no head for this task"
+    train = "fine-tune the model on the task"
+    if record.kind == "regression":  # another's numbers are on another scale
+        raise NoHead(f"{none}; {train}")
+    alike = "with its labels" if record.names else "of its kind"
     fitting = [f"--evaluate.head {head.task}" for head in heads if _fits(head, record)][:SHOWN]
     if not fitting:
-        raise NoHead(f"{none} and none with its labels; fine-tune the model on the task")
-    raise NoHead(
-        f"{none}; let another's with its labels answer ({' or '.join(fitting)}), or fine-tune the model on the task"
-    )
+        raise NoHead(f"{none} and none {alike}; {train}")
+    raise NoHead(f"{none}; let another's {alike} answer ({' or '.join(fitting)}), or {train}")
 
 
 def _fits(head: Head, record: Record) -> bool:
