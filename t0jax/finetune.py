@@ -72,11 +72,12 @@ def finetune(
     """
     settings = dict(settings or {})
     asked = typed({key: settings[key] for key in _ASKED_FIRST if key in settings})
+    task, modules = _registered(record)
     values: dict[str, Any] = {
         "model.architecture": "deberta",
         "model.task_embedding": task_embedding,
-        "data.modules": _modules(record),
-        "data.mixture": add_task(record).name,
+        "data.modules": modules,
+        "data.mixture": task,
         "data.input_length": max_length,
         "data.batch_size": batch_size,
         "optimizer.name": "adamw",
@@ -203,8 +204,26 @@ def _is_finished(config: Config) -> bool:
     return any(int(step) >= config.train.steps for step in saved)
 
 
+_ADDED: set[str] = set()
+"""Names in seqio of the tasks that `finetune` registered, for nobody else had."""
+
+
+def _registered(record: Record) -> tuple[str, list[str]]:
+    """The name in seqio of the record's task, and the module that registers it, for those who name the task later.
+
+    A module that has the record and leaves it to `finetune` to register it is of no use to them.
+    """
+    import seqio
+
+    before = set(seqio.TaskRegistry.names())
+    name = add_task(record).name
+    if name not in before:
+        _ADDED.add(name)
+    return name, [] if name in _ADDED else _modules(record)
+
+
 def _modules(record: Record) -> list[str]:
-    """The module that has the record as a variable, for those who score the run later; none of a script's own."""
+    """The module that has the record as a variable; none of a script's own."""
     there = list(sys.modules.items())
     found = [
         name for name, module in there if any(v is record for v in list(vars(module).values()))

@@ -337,7 +337,7 @@ def test_another_tasks_head(tasks, model, vocabulary, outputs):
 def test_a_task_without_a_head_is_named(tasks, model, vocabulary):
     with pytest.raises(
         evaluate.EvaluationError,
-        match=r"no task of .* can be scored\n.*tiny/rte.* no head for this task; .*--head tiny/mnli",
+        match=r"no task of .* can be scored\n.*tiny/rte.* no head for this task; .*--evaluate.head tiny/mnli",
     ):
         make(model, vocabulary, tasks["rte"])
     both = f"{tasks['rte']},{tasks['sst']}"
@@ -389,9 +389,25 @@ def test_a_split_that_a_record_does_not_have_is_no_missing_data(tasks, lacking, 
         own(f"{tasks['sst']},{none},{lost}")
     with pytest.raises(evaluate.EvaluationError, match="no split 'validation'; it has train"):
         own(none)
-    told = r"'test'; it has train, validation\nscore .* lacks test: --split test,validation"
+    told = (
+        r"'test'; it has train, validation\nscore .* lacks test: --data.eval_split test,validation"
+    )
     with pytest.raises(evaluate.EvaluationError, match=told):
         own(lacking("train", "train", None), split="test")
+
+
+def test_a_broken_file_is_missing_data_as_in_training(tasks, lacking, model, vocabulary, tmp_path):
+    broken = tmp_path / "sst" / "default" / "validation.jsonl"
+    broken.write_text('{"text": "a", "label": 0}\n{"text": \n')
+    both = f"{tasks['sst']},{lacking('train', 'validation', None)}"
+    with pytest.raises(
+        evaluate.EvaluationError, match=r"not scored: sst \(1\): .*validation\.jsonl.*not JSON"
+    ):
+        make(model, vocabulary, both, head="tiny/sst2")
+    found = make(model, vocabulary, both, head="tiny/sst2", available_only=True)(model[1])
+    assert list(found.tasks) == ["tiny/sst2"]
+    assert "validation.jsonl" in found.missing["tiny/0"]
+    assert "not scored: sst (1): " in found.table()
 
 
 def test_broken_weights_are_an_error(tasks, model, vocabulary):

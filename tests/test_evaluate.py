@@ -252,6 +252,15 @@ def test_a_run_is_scored_as_it_was_trained_but_not_where(tmp_path):
     assert found.evaluate.max_examples == 0
 
 
+def test_ways_out_of_missing_tasks_hold_in_scoring_and_in_training():
+    ways = ["--data.eval_split", "test,validation", "--evaluate.head", "glue/mnli"]
+    trained, _ = cfg.parse(ways, "")
+    run = cfg.Config(data=cfg.Data(eval_split="test"))
+    scored = script.merge(*cfg.parse(ways, "", run, of_model=True, **script.OPTIONS))
+    for found in (trained, scored):
+        assert (found.data.eval_split, found.evaluate.head) == ("test,validation", "glue/mnli")
+
+
 def test_an_unknown_mixture_is_refused():
     with pytest.raises(results.EvaluationError, match="no_such_mixture"):
         evaluate.find_tasks("no_such_mixture", cfg.Data(modules=()), "validation")

@@ -65,3 +65,32 @@ def test_other_names_are_refused(others):
     with pytest.raises(evaluate.EvaluationError, match=r"'negative', 'positive'.*choose") as caught:
         head_tasks.answer_of(named, RECORDS["sst"])
     assert all(repr(label) in str(caught.value) for label in others)
+
+
+@pytest.mark.parametrize(
+    ("record", "told"),
+    [
+        (
+            "sst",
+            "; let another's with its labels answer (--evaluate.head tiny/moods), or fine-tune",
+        ),
+        ("pairs", " and none with its labels; fine-tune"),
+        ("quiz", "; let another's of its kind answer (--evaluate.head tiny/quiz), or fine-tune"),
+        ("score", "; fine-tune"),
+    ],
+)
+def test_heads_that_would_do_are_named(record, told):
+    """Not those of numbers: nothing tells their scales."""
+    heads = [
+        head("tiny/moods", "classification", ("positive", "negative")),
+        head("tiny/quiz", "multiple_choice"),
+        head("tiny/ratings", "regression"),
+    ]
+    with pytest.raises(head_tasks.NoHead) as caught:
+        head_tasks.answer_of(heads, RECORDS[record])
+    assert f"no head for this task{told}" in str(caught.value)
+
+
+def test_without_a_head_of_its_kind_a_question_is_told_so():
+    with pytest.raises(head_tasks.NoHead, match="for this task and none of its kind; fine-tune"):
+        head_tasks.answer_of([head("tiny/ratings", "regression")], RECORDS["quiz"])

@@ -5,14 +5,16 @@ import json
 import math
 import os
 import pickle
+import shlex
 import subprocess
 import sys
 from collections import Counter
 from functools import partial
 
 import pytest
-from structured_data import Choices, Tags, Topic
+from structured_data import Choices, Tags, Topic, write_rows
 
+from scripts import records
 from t0jax.config import Data
 from t0jax.config.heads import head_group
 from t0jax.data.rows import DatasetSpec, DataUnavailable
@@ -101,13 +103,37 @@ def test_too_many_options_are_cut_down_to_others_but_the_right_one():
     assert [option for _, option in in_order.texts] == ["x", "z"]
 
 
-def test_the_way_to_all_wrong_rows_is_one_that_works():
-    """A record that no module has cannot be named on a command line."""
-    data = Data(mixture="own", modules=("mine",))
-    assert items.lists_all(data).startswith("`python -m scripts.records check --mixture own --m")
-    told = items.lists_all(dataclasses.replace(data, modules=()))
-    assert told.startswith("register the record in a module (`add_task`)")
-    assert "--module MODULE" in told
+OWN = """
+from structured_data import Topic
+from t0jax.data.structured.source import add_task
+record = Topic(dataset="own", name="own rows")
+add_task(record)
+"""
+
+
+def test_the_way_to_all_wrong_rows_is_one_that_works(tmp_path, monkeypatch, capsys):
+    """A record that no module registers cannot be named on a command line."""
+    seqio = pytest.importorskip("seqio")
+    (tmp_path / "own_records.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    root = tmp_path / "my data"
+    write_rows(root, "own", "train", [ROW])
+    write_rows(root, "own", "validation", [ROW, {**ROW, "label": 7}])
+    data = Data(mixture="own_rows", modules=("own_records",), local_dir=str(root))
+    try:
+        for split, status, last in (("train", 0, "no row is wrong"), ("validation", 1, "1 found")):
+            told = items.lists_all(dataclasses.replace(data, split=split))
+            command = shlex.split(told.split("`")[1])
+            assert command[:3] == ["python", "-m", records.__name__]
+            assert records.main(command[3:]) == status
+            lines = capsys.readouterr().out.splitlines()
+            assert lines[-1].endswith(f"rows of {split}, tasks: 1: {last}")
+        assert lines[0].startswith("own rows  1  label 7 is outside")
+    finally:
+        seqio.TaskRegistry.remove("own_rows")
+    told = items.lists_all(Data(mixture="own", modules=()))
+    assert told.startswith("register the record in a module (`add_task`), and `python -m scripts")
+    assert "--mixture own --module MODULE`" in told
 
 
 def test_repeated_options_are_shown_once():

@@ -1,6 +1,7 @@
 """Whole runs on structured tasks by the trainer that T5 has: stopping and going on, and fine-tuning on another task."""
 
 import dataclasses
+import importlib
 import json
 import os
 import re
@@ -256,6 +257,25 @@ def test_the_module_of_a_record_is_found():
         find_head_tasks("nowhere", nowhere, "validation", ())
     with pytest.raises(ConfigError, match=r"data\.modules is empty, register no 'nowhere'"):
         loader_lib.find_heads(nowhere)
+
+
+def test_a_module_is_named_where_it_registers_the_record(tmp_path, monkeypatch):
+    """By one that merely has it nobody finds the task later."""
+    seqio = pytest.importorskip("seqio")
+    names = ("merely_held", "held_and_registered")
+    has = "from structured_data import Topic\nrecord = Topic(dataset='others', name='{}')\n"
+    registers = "from t0jax.data.structured.source import add_task\nadd_task(record)\n"
+    for name, does in zip(names, ("", registers), strict=True):
+        (tmp_path / f"{name}.py").write_text(has.format(name) + does)
+    monkeypatch.syspath_prepend(tmp_path)
+    held, registered = (importlib.import_module(name).record for name in names)
+    try:
+        for _ in range(2):  # what the first call registered is no module's the second time
+            assert finetune_lib._registered(held) == ("merely_held", [])
+            assert finetune_lib._registered(registered) == (names[1], [names[1]])
+    finally:
+        for name in names:
+            seqio.TaskRegistry.remove(name)
 
 
 def test_what_does_not_fit_is_refused(whole, settings, tmp_path):

@@ -12,7 +12,7 @@ from t0jax.classify.inputs import ClassifyError, find_task
 from t0jax.config import Head
 from t0jax.config.heads import normalised
 from t0jax.convert.published import group_of
-from t0jax.data.rows import DataUnavailable, SplitUnavailable
+from t0jax.data.rows import DataError, DataUnavailable, SplitUnavailable
 from t0jax.data.structured.fields import described
 from t0jax.data.structured.records import SPLITS, Record
 from t0jax.data.structured.rows import StructuredRows
@@ -98,7 +98,8 @@ def find_head_tasks(
 ) -> tuple[list[HeadTask], dict[str, str], dict[str, str]]:
     """The structured tasks of a mixture, opened: (tasks by name, why others cannot be, those without such a split).
 
-    A split that a record declares not to have is no missing data: nothing that could be done would bring it.
+    A split that a record declares not to have is no missing data: nothing that could be done would bring it. Broken
+    files are.
 
     Args:
         mixture: seqio mixtures or tasks, with commas between.
@@ -109,7 +110,6 @@ def find_head_tasks(
 
     Raises:
         EvaluationError: an unknown mixture or head, a task that is not structured, or one that the head cannot answer.
-        t0jax.data.rows.DataError: a broken file.
     """
     from t0jax.data.structured.source import StructuredSource  # here: it imports TensorFlow
 
@@ -145,6 +145,7 @@ def _names(split: str) -> list[str]:
 
 
 def _open(source: Any, split: str) -> StructuredRows:
+    """The rows of the first split that there is. Raises DataUnavailable, for a broken file too."""
     names = _names(split)
     for name in names:
         try:
@@ -152,6 +153,8 @@ def _open(source: Any, split: str) -> StructuredRows:
         except SplitUnavailable:
             if name == names[-1]:
                 raise
+        except DataError as error:
+            raise DataUnavailable(source.spec.name, str(error)) from error
     raise AssertionError("a text has at least one part")
 
 
@@ -177,17 +180,19 @@ def find_head(heads: Sequence[Head], task: str) -> int:
 
 
 def _own_head(heads: Sequence[Head], record: Record) -> int:
-    """The number of the head of a task. Raises NoHead, with the heads whose labels would do."""
+    """The number of the head of a task. Raises NoHead, with the heads that would do."""
     for number, head in enumerate(heads):
         if head.task == record.name:
             return number
     none = f"{record.name}: the model has no head for this task"
-    fitting = [f"--head {head.task}" for head in heads if _fits(head, record)][:SHOWN]
+    train = "fine-tune the model on the task"
+    if record.kind == "regression":  # another's numbers are on another scale
+        raise NoHead(f"{none}; {train}")
+    alike = "with its labels" if record.names else "of its kind"
+    fitting = [f"--evaluate.head {head.task}" for head in heads if _fits(head, record)][:SHOWN]
     if not fitting:
-        raise NoHead(f"{none} and none with its labels; fine-tune the model on the task")
-    raise NoHead(
-        f"{none}; let another's with its labels answer ({' or '.join(fitting)}), or fine-tune the model on the task"
-    )
+        raise NoHead(f"{none} and none {alike}; {train}")
+    raise NoHead(f"{none}; let another's {alike} answer ({' or '.join(fitting)}), or {train}")
 
 
 def _fits(head: Head, record: Record) -> bool:

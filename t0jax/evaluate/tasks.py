@@ -239,13 +239,17 @@ def check_missing(
 
 
 def _another_split(split: str, missing: Mapping[str, str]) -> list[str]:
-    """The way to score a split that data sets have where they lack the one asked for; [] when there is none."""
+    """The way to score a split that data sets have where they lack the one asked for; [] when there is none.
+
+    It is a key of the configuration, which training takes too.
+    """
     asked = [name.strip() for name in split.split(",")]
     for other in ("validation", "test"):
         there = re.compile(rf"no split .* has\b.*\b{other}\b")
         if other not in asked and any(there.search(told) for told in missing.values()):
+            names = ",".join([*asked, other])
             return [
-                f"score {other} where a data set lacks {asked[-1]}: --split {','.join([*asked, other])}"
+                f"score {other} where a data set lacks {asked[-1]}: --data.eval_split {names} in place of a --split"
             ]
     return []
 

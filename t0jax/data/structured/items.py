@@ -5,6 +5,7 @@ draw, an item by the place of its own, so any item can be read again. Nothing he
 """
 
 import itertools
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -36,9 +37,10 @@ def draw_number(place: Place) -> int:
 def lists_all(data: config.Data) -> str:
     """The way to all rows that cannot be read, for messages that name one."""
     declared = "" if data.modules else "register the record in a module (`add_task`), and "
-    module = ",".join(data.modules) or "MODULE"
-    command = f"python -m scripts.records check --mixture {data.mixture} --module {module}"
-    return f"{declared}`{command}` lists all such rows"
+    given = ["--mixture", data.mixture, "--module", ",".join(data.modules) or "MODULE"]
+    given += ["--local_dir", data.local_dir] if data.local_dir else []
+    given += ["--split", data.split] if data.split != config.Data.split else []
+    return f"{declared}`python -m scripts.records check {shlex.join(given)}` lists all such rows"
 
 
 @dataclass(frozen=True)
