@@ -139,7 +139,7 @@ def compare(tasks, pieces, step, folder, longest=LONGEST):
 
 
 @pytest.mark.parametrize(
-    "view", ["direct", pytest.param("channel", marks=pytest.mark.slow), "flipped"]
+    "view", [*(pytest.param(v, marks=pytest.mark.slow) for v in ("direct", "channel")), "flipped"]
 )
 def test_scores_are_those_of_a_torch_loop_over_the_strings(release, pieces, view, tmp_path):
     tasks = all_tasks(release, view)[::3]

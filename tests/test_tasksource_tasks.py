@@ -98,7 +98,7 @@ TOLD_OF_SPLITS = {
     "without the test split": lambda train, dev, test: not test,
     "test is left": lambda train, dev, test: not test,
     "validation is a tenth of train": lambda train, dev, test: find_part(dev).split == train[:5],
-    "validation is a fifth of the inputs, none of which is in train": lambda train, dev, test: train and dev,
+    "validation is about a fifth, by inputs": lambda train, dev, test: train and dev,
     "validation is the matched set, test the mismatched": lambda train, *both: [d[11:] for d in both]
     == ["matched", "mismatched"],
     "the challenge set is the test split": lambda train, dev, test: test == "challenge",
